@@ -1,0 +1,136 @@
+"""Open an input for reading bytes: plain or gzip, a file or standard input.
+
+Owns opening, the look at the first bytes, and the running sha256. Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import stat
+import sys
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs.paths import STDIN
+from nanovllm import ConfigError
+
+_UTF16_OR_32 = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_GZIP_MAGIC = b"\x1f\x8b"
+_PEEK_BYTES = 4096
+
+
+class _HashingRaw(io.RawIOBase):
+    """Pass bytes through and hash what passes."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+        self.at_end = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        chunk = self._file.read(len(buffer))
+        buffer[: len(chunk)] = chunk
+        self.sha256.update(chunk)
+        self.num_bytes += len(chunk)
+        self.at_end = self.at_end or not chunk
+        return len(chunk)
+
+    def close(self) -> None:
+        if not self.closed and self._file is not sys.stdin.buffer:
+            self._file.close()
+        super().close()
+
+
+class ByteSource:
+    """One input file, checked before the run and read once.
+
+    Attributes:
+        path: the file, or None for standard input.
+        name: how messages and the manifest call it.
+        suffix: the extension that says how to read it, without `.gz`.
+    """
+
+    def __init__(self, path: Path | None, stdin: BinaryIO | None = None):
+        self.path = path
+        self.name = STDIN if path is None else str(path)
+        names = [] if path is None else [suffix.lower() for suffix in path.suffixes]
+        self.is_gzip = names[-1:] == [".gz"]
+        self.suffix = ".jsonl" if path is None else "".join(names[:-1][-1:] if self.is_gzip else names[-1:])
+        self._stdin = stdin
+        self._held: BinaryIO | None = None
+        self._raw: _HashingRaw | None = None
+
+    def check(self) -> None:
+        """Look at the first bytes.
+
+        Raises:
+            ConfigError: the file cannot be read, or is not what its name says.
+        """
+        file = self._open()
+        if self.is_regular():
+            with file:
+                self._check_start(file)
+        else:  # what comes through a pipe comes once
+            self._check_start(file)
+            self._held = file
+
+    def open(self) -> BinaryIO:
+        """Open it for the one pass over its rows, decompressed."""
+        if self._held is not None:
+            file, self._held = self._held, None
+            return file
+        return self._open()
+
+    def is_regular(self) -> bool:
+        """Whether it can be opened more than once."""
+        return self.path is not None and stat.S_ISREG(self.path.stat().st_mode)
+
+    def facts(self) -> dict:
+        """Describe it for the manifest; the hash is of the bytes as stored, and null when they were not all read."""
+        facts = {"path": self.name, "sha256": None, "bytes": None}
+        raw = self._raw
+        if raw is not None and not raw.at_end and self.is_regular():  # the reader stopped early, as at `--limit`
+            with self.path.open("rb") as file:
+                raw = _HashingRaw(file)
+                while raw.read(1 << 20):
+                    pass
+        if raw is not None and raw.at_end:
+            facts.update(sha256=raw.sha256.hexdigest(), bytes=raw.num_bytes)
+        return facts
+
+    def _open(self) -> BinaryIO:
+        try:
+            file = self._stdin or sys.stdin.buffer if self.path is None else self.path.open("rb")
+        except OSError as error:
+            raise ConfigError(f"{self.name} cannot be read: {error.strerror}") from None
+        self._raw = _HashingRaw(file)
+        buffered = io.BufferedReader(self._raw, 1 << 16)
+        if not self.is_gzip:
+            return buffered
+        if buffered.peek(2)[:2] != _GZIP_MAGIC:
+            buffered.close()
+            raise ConfigError(f"{self.name} ends in .gz but is not gzip data: rename or recompress it")
+        return io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 16)
+
+    def _check_start(self, file: BinaryIO) -> None:
+        try:
+            start = file.peek(_PEEK_BYTES)[:_PEEK_BYTES]
+        except (OSError, EOFError, zlib.error) as error:
+            raise ConfigError(f"{self.name} cannot be read: {error}") from None
+        encoding = next((name for mark, name in _UTF16_OR_32 if start.startswith(mark)), None)
+        if encoding is None and len(start) >= 2 and 0 in start[:2]:
+            encoding = "UTF-16"  # without a mark: no JSON, YAML, CSV or text begins with a zero byte otherwise
+        if encoding is not None:
+            raise ConfigError(f"{self.name} is {encoding}: convert it to UTF-8, for instance with iconv -f {encoding}")

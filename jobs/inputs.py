@@ -1,0 +1,63 @@
+"""The rows of a job, out of all its input files in order. Streams; holds one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs.byte_source import ByteSource
+from jobs.paths import STDIN
+from jobs.readers import READERS, RawRow
+from nanovllm import ConfigError
+
+# Counting the rows beforehand reads the files once more; above this size the bar goes without a total.
+_COUNT_UP_TO_BYTES = 64 << 20
+
+
+class RowSource:
+    """All input files of a job.
+
+    Attributes:
+        paths: the files, `-` for standard input.
+    """
+
+    def __init__(self, paths: list[str], stdin: BinaryIO | None = None):
+        self.paths = paths
+        self._sources = [ByteSource(None if path == STDIN else Path(path), stdin) for path in paths]
+        self._readers = [_reader(source) for source in self._sources]
+
+    def check(self) -> None:
+        """Refuse unusable files before a model is loaded. Raises ConfigError."""
+        for reader in self._readers:
+            reader.check()
+
+    def rows(self, limit: int | None = None) -> Iterator[RawRow]:
+        """Read the rows in order, the first `limit` of them. May be called once."""
+        left = limit
+        for reader in self._readers:
+            for row in reader.rows():
+                if left == 0:
+                    return
+                yield row
+                left = None if left is None else left - 1
+
+    def count(self) -> int | None:
+        """Count the rows if that is cheap; None where it is not."""
+        if not all(source.is_regular() and not source.is_gzip for source in self._sources):
+            return None
+        if sum(source.path.stat().st_size for source in self._sources) > _COUNT_UP_TO_BYTES:
+            return None
+        return sum(sum(1 for _ in _reader(ByteSource(source.path)).rows()) for source in self._sources)
+
+    def facts(self) -> list[dict]:
+        """Describe the files for the manifest."""
+        return [source.facts() for source in self._sources]
+
+
+def _reader(source: ByteSource):
+    reader = READERS.get(source.suffix)
+    if reader is None:
+        kinds = " ".join(READERS)
+        raise ConfigError(f"{source.name}: files named {source.suffix!r} are not read: use one of {kinds}, each also .gz")
+    return reader(source)

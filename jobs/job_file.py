@@ -1,0 +1,256 @@
+"""The job file: what it may say, and what a job is once it is read.
+
+Owns the keys, their defaults and how flags go over them. Resolves paths, but opens nothing except the job file itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import yaml_text
+from jobs.paths import STDIN, expand_output, expand_variables, find_inputs
+from jobs.settings import Document, Section, hint, parse_flag_value
+from nanovllm import ConfigError
+
+OVERLONG_POLICIES = ("error", "truncate_left", "truncate_right", "truncate_middle", "skip")
+PROGRESS_MODES = ("auto", "bar", "plain", "json", "none")
+
+_LARGEST_JOB_FILE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """How a row of plain columns becomes a prompt.
+
+    Attributes:
+        template: Jinja source, or None to take the row's own `prompt`.
+        system: system message of a chat, or None.
+        chat: whether prompts go through the checkpoint's chat template.
+    """
+
+    template: str | None = None
+    system: str | None = None
+    chat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many error rows a run may have and still be good; the larger of the two counts."""
+
+    max_errors: int = 0
+    max_error_rate: float = 0.0
+
+    def allow(self, num_errors: int, num_rows: int) -> bool:
+        """Whether a run of `num_rows` rows with `num_errors` error rows is good."""
+        return num_errors <= max(self.max_errors, self.max_error_rate * num_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """One command-line setting: `value` goes under the dotted key `path`."""
+
+    path: tuple[str, ...]
+    value: Any
+    flag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as resolved from its file and the command line.
+
+    Attributes:
+        path: the job file.
+        model: directory or hub id, as written, and the folder where a relative one is looked up first.
+        inputs: files in order; `-` is standard input.
+        sampling: keys of `SamplingParams` that the job sets.
+        engine: keyword arguments of `LLM`.
+        limit: read only so many rows; None is all.
+    """
+
+    name: str
+    path: Path
+    model: str
+    model_folder: Path
+    inputs: tuple[str, ...]
+    output: Path
+    prompt: PromptSettings = PromptSettings()
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    engine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    on_overlong: str = "error"
+    limits: Limits = Limits()
+    limit: int | None = None
+    restart: bool = False
+    progress: str = "auto"
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the job as JSON values, for the manifest."""
+        values = dataclasses.asdict(self)
+        for key in ("path", "model_folder", "output"):
+            values[key] = str(values[key])
+        values["inputs"] = list(self.inputs)
+        return values
+
+
+def load_job(path: Path, overrides: list[Override] | None = None, today: datetime.date | None = None) -> Job:
+    """Read a job file and put the command line over it.
+
+    Raises:
+        ConfigError: names file, line, key, value and cure.
+    """
+    document = _parse(path)
+    for override in overrides or ():
+        document.override(override.path, override.value, override.flag)
+    return _read_job(document, path, today or datetime.date.today())
+
+
+def parse_set(text: str) -> Override:
+    """Read the argument of `--set`, such as `sampling.temperature=0.5`."""
+    key, separator, value = text.partition("=")
+    path = tuple(key.split("."))
+    if not separator or not all(path):
+        raise ConfigError(f"--set {text}: write a key, = and a value, as in --set sampling.temperature=0.5")
+    flag = f"--set {text}"
+    return Override(path, parse_flag_value(value, flag), flag)
+
+
+def _parse(path: Path) -> Document:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_JOB_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"the job file {path} cannot be read: {error.strerror}") from None
+    if len(data) > _LARGEST_JOB_FILE_BYTES:
+        raise ConfigError(f"{path} is larger than {_LARGEST_JOB_FILE_BYTES} bytes: this is no job file")
+    try:
+        tree, lines = yaml_text.parse(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid UTF-8 at byte {error.start + 1}: save it as UTF-8") from None
+    except yaml_text.YamlProblem as problem:
+        place = path if problem.line is None else f"{path}, line {problem.line}"
+        raise ConfigError(f"{place}: {problem.reason}") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} is not a job file: it must hold keys such as model, input and output")
+    return Document(str(path), tree, lines)
+
+
+def _read_job(document: Document, path: Path, today: datetime.date) -> Job:
+    root = Section(document)
+    root.not_served("eval", "evaluation is")
+    folder = path.resolve().parent
+    name = root.text("name", path.stem)
+    prompt = _read_prompt(root.section("prompt"), root.has("prompt"))
+    model_folder = Path.cwd() if root.is_from_flag("model") else folder
+    job = Job(
+        name=name,
+        path=path,
+        model=expand_variables(_required(root, "model"), root.place("model")),
+        model_folder=model_folder,
+        inputs=tuple(_read_inputs(root, folder)),
+        output=_read_output(root, folder, name, today),
+        prompt=prompt,
+        sampling=_read_sampling(root.section("sampling")),
+        engine=_read_engine(root.section("engine")),
+        on_overlong=_read_overlong(root, prompt),
+        limits=_read_limits(root.section("limits")),
+        limit=root.count("limit", low=1),
+        restart=root.flag("restart", False),
+        progress=root.choice("progress", PROGRESS_MODES, "auto"),
+    )
+    root.finish()
+    return job
+
+
+def _required(section: Section, key: str) -> str:
+    value = section.text(key)
+    if not value:
+        raise ConfigError(f"{section.place(key)} is missing: write it into the job file or give --{key}")
+    return value
+
+
+def _read_prompt(section: Section, is_given: bool) -> PromptSettings:
+    chat = section.flag("chat", is_given)
+    settings = PromptSettings(section.text("template"), section.text("system"), chat)
+    section.finish()
+    if settings.system is not None and not chat:
+        raise ConfigError(f"{section.place('system')}: a system message needs prompt.chat: true")
+    return settings
+
+
+def _read_inputs(root: Section, folder: Path) -> list[str]:
+    patterns = root.texts("input")
+    place = root.place("input")
+    if not patterns:
+        raise ConfigError(f"{place} is missing: write it into the job file or give --input")
+    folders = [Path.cwd()] if root.is_from_flag("input") else list(dict.fromkeys([folder, Path.cwd()]))
+    files: list[str] = []
+    for pattern in patterns:
+        found = [STDIN] if pattern == STDIN else [str(path) for path in find_inputs(pattern, folders, place)]
+        files += [file for file in found if file not in files]
+    return files
+
+
+def _read_output(root: Section, folder: Path, name: str, today: datetime.date) -> Path:
+    text = root.text("output", "runs/{name}")
+    start = Path.cwd() if root.is_from_flag("output") else folder
+    return start / Path(expand_output(text, name, today, root.place("output"))).expanduser()
+
+
+def _read_sampling(section: Section) -> dict[str, Any]:
+    from nanovllm import SamplingParams
+
+    values = section.mapping()
+    section.refuse_unknown(field.name for field in dataclasses.fields(SamplingParams))
+    for key, value in values.items():
+        _check_sampling(section, key, {key: value})
+    _check_sampling(section, None, values)
+    return values
+
+
+def _check_sampling(section: Section, key: str | None, values: dict[str, Any]) -> None:
+    """Check one setting by itself, so that an error has a line, or all of them together."""
+    from nanovllm import SamplingParams
+
+    # Alone, a setting must not be judged against the default of another that the job may set as well.
+    base = SamplingParams(max_tokens=None) if key is not None else SamplingParams()
+    try:
+        SamplingParams.from_dict(values, base=base)
+    except ConfigError as error:
+        place = section.place() if key is None else section.place(key)
+        raise ConfigError(f"{place}: {error}{hint(values.get(key))}") from None
+
+
+def _read_engine(section: Section) -> dict[str, Any]:
+    from nanovllm import EngineConfig
+
+    section.refuse_unknown(field.name for field in dataclasses.fields(EngineConfig))
+    values = section.mapping()
+    for key, value in values.items():
+        try:
+            EngineConfig(**{key: value})
+        except ConfigError as error:
+            raise ConfigError(f"{section.place(key)}: {error}{hint(value)}") from None
+    return values
+
+
+def _read_overlong(root: Section, prompt: PromptSettings) -> str:
+    policy = root.choice("on_overlong", OVERLONG_POLICIES, "error")
+    if policy.startswith("truncate") and prompt.chat:
+        raise ConfigError(
+            f"{root.place('on_overlong')}: {policy} is served for raw prompts only, since cutting a rendered chat could "
+            "remove its frame: use error or skip, or prompt.chat: false"
+        )
+    return policy
+
+
+def _read_limits(section: Section) -> Limits:
+    section.not_served("deadline", "a deadline is")
+    section.not_served("stop_early", "stopping early is")
+    limits = Limits(section.count("max_errors", 0), section.rate("max_error_rate", 0.0))
+    section.finish()
+    return limits

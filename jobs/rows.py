@@ -1,0 +1,107 @@
+"""Turn raw rows into requests of a job: id, prompt, sampling.
+
+Owns what a row may say about itself. A row that is wrong gets an error and keeps its place; nothing here raises for a
+row's sake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.prompts import PromptBuilder, refuse_lone_surrogates
+from jobs.readers import RawRow
+from jobs.row_ids import RowIds
+from nanovllm import ConfigError, RequestError
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a job.
+
+    Attributes:
+        index: position among all rows of the job, from 0.
+        id: the row's own id, or its index.
+        columns: the row as read; None when it could not be read.
+        place: file and line, for messages.
+        prompt: what goes to the engine; None with an error.
+        sampling: the row's overrides.
+        error: why the row cannot be done, or None.
+        num_cut_tokens: prompt tokens that `on_overlong` removed.
+    """
+
+    index: int
+    id: str
+    columns: dict[str, Any] | None
+    place: str
+    prompt: Any = None
+    sampling: dict[str, Any] | None = None
+    error: RequestError | None = None
+    num_cut_tokens: int = 0
+
+
+class RowParser:
+    """Parses the rows of one job in order, and remembers their ids."""
+
+    def __init__(self, prompts: PromptBuilder):
+        self._prompts = prompts
+        self._ids = RowIds()
+
+    def parse(self, index: int, raw: RawRow) -> Row:
+        """Make a row of a raw row; what is wrong with it is its `error`."""
+        columns = raw.value if isinstance(raw.value, dict) else None
+        row = Row(index, str(index), None if raw.problem else columns, raw.place())
+        try:
+            self._claim_id(row, columns or {}, raw)
+            if raw.problem is not None:
+                raise RequestError("invalid_row", f"{raw.place()} {raw.problem}")
+            if columns is None:
+                raise RequestError("invalid_row", f"{raw.place()} is not an object with columns")
+            row.sampling = _sampling(columns.get("sampling"))
+            row.prompt = self._prompts.build(columns)
+        except RequestError as error:
+            row.error = _with_place(error, row.place)
+        return row
+
+    def _claim_id(self, row: Row, columns: dict[str, Any], raw: RawRow) -> None:
+        given = columns.get("id")
+        if given is None or given == "":
+            first = self._ids.claim_default(row.index)
+        elif isinstance(given, str) or (isinstance(given, int) and not isinstance(given, bool)):
+            row.id = str(given)
+            first = self._ids.claim(row.id, raw.source, raw.line)
+        else:
+            self._ids.claim_default(row.index)
+            raise RequestError("invalid_id", "the column 'id' must be text or an integer")
+        if first is not None:
+            raise RequestError("duplicate_id", f"the id {row.id!r} was used before, at {first}")
+
+
+def row_sampling(base: Any, overrides: dict[str, Any] | None) -> Any:
+    """Put a row's overrides over the job's sampling parameters.
+
+    Raises:
+        RequestError: `invalid_sampling`, naming the key.
+    """
+    from nanovllm import SamplingParams
+
+    if not overrides:
+        return base
+    try:
+        return SamplingParams.from_dict(overrides, base=base)
+    except ConfigError as error:
+        raise RequestError("invalid_sampling", f"the column 'sampling': {error}") from None
+
+
+def _sampling(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise RequestError("invalid_sampling", "the column 'sampling' must be an object such as {\"max_tokens\": 8}")
+    refuse_lone_surrogates(value, "sampling")
+    return value
+
+
+def _with_place(error: RequestError, place: str) -> RequestError:
+    message = error.message if error.message.startswith(place) else f"{place}: {error.message}"
+    return RequestError(error.code, message, error.retryable)

@@ -1,0 +1,83 @@
+"""What "auto" means: lengths, batch sizes and KV memory from the model and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanovllm.config import EngineConfig
+from nanovllm.errors import ConfigError, MemoryBudgetError
+from nanovllm.kernels.decoder import BLOCK_SIZE
+from nanovllm.machine import format_bytes
+from nanovllm.models.spec import ModelSpec
+
+DEFAULT_MAX_NUM_SEQS = 64
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 512
+# Half of what is free: the rest is for the page cache of the weights' file, activations and the user's other programs.
+KV_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The engine's sizes, all decided.
+
+    Attributes:
+        kv_cache_bytes: what num_blocks blocks take over all layers.
+    """
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_blocks: int
+    kv_cache_bytes: int
+
+
+def block_bytes(spec: ModelSpec) -> int:
+    """Bytes of one KV block over all layers, float32, values padded to whole vectors."""
+    padded = -(-spec.head_dim // 16) * 16
+    return spec.num_hidden_layers * spec.num_key_value_heads * BLOCK_SIZE * (spec.head_dim + padded) * 4
+
+
+def _wanted_length(config: EngineConfig, spec: ModelSpec) -> int:
+    if config.max_model_len == "auto":
+        # Dynamic NTK bends the frequencies for every position once the length passes the trained one: ask for that.
+        return spec.max_position_embeddings if spec.rope.rope_type == "dynamic" else spec.max_context
+    if config.max_model_len > spec.max_context:
+        raise ConfigError(
+            f"max_model_len: {config.max_model_len} is more than the {spec.max_context} positions this model "
+            f"was made for ({spec.rope.regime}); set at most that"
+        )
+    return config.max_model_len
+
+
+def decide_limits(config: EngineConfig, spec: ModelSpec, free_bytes: int) -> Limits:
+    """Size the engine for `free_bytes` of free memory (the weights already loaded).
+
+    Raises:
+        ConfigError: max_model_len is beyond the model.
+        MemoryBudgetError: the KV cache cannot hold one sequence of max_model_len.
+    """
+    length = _wanted_length(config, spec)
+    seqs = DEFAULT_MAX_NUM_SEQS if config.max_num_seqs == "auto" else config.max_num_seqs
+    tokens = config.max_num_batched_tokens
+    tokens = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, seqs) if tokens == "auto" else tokens
+    each = block_bytes(spec)
+    if config.kv_cache_memory == "auto":
+        budget = min(int(free_bytes * KV_SHARE), seqs * -(-length // BLOCK_SIZE) * each)
+        source = f"half of the {format_bytes(free_bytes)} that is free"
+    else:
+        budget, source = config.kv_cache_memory, "kv_cache_memory"
+        if budget > free_bytes:
+            raise MemoryBudgetError(
+                f"kv_cache_memory: {format_bytes(budget)} asked for, only {format_bytes(free_bytes)} is free on this "
+                f"machine: lower kv_cache_memory or free memory"
+            )
+    blocks = budget // each
+    if config.max_model_len == "auto":
+        length = min(length, blocks * BLOCK_SIZE)
+    if blocks < 1 or blocks * BLOCK_SIZE < length:
+        needed = max(1, -(-length // BLOCK_SIZE)) * each
+        raise MemoryBudgetError(
+            f"the KV cache of {format_bytes(budget)} ({source}) is too small for one sequence of {length} tokens, "
+            f"which takes {format_bytes(needed)}: lower max_model_len, raise kv_cache_memory or free memory"
+        )
+    return Limits(length, seqs, tokens, blocks, blocks * each)

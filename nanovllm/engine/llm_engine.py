@@ -1,0 +1,140 @@
+"""The engine: token ids in, token ids out. It has never heard of text.
+
+A step is five verbs: schedule, build the batch, run, append, finish. `load_engine` makes one from a model folder.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanovllm.checkpoint.loader import Checkpoint
+from nanovllm.config import EngineConfig
+from nanovllm.engine.batch import Batch
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.limits import Limits, decide_limits
+from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.weights import load_weights
+from nanovllm.errors import RequestError
+from nanovllm.kernels.decoder import BLOCK_SIZE
+from nanovllm.kernels.team import Team
+from nanovllm.machine import available_memory, usable_cpus
+from nanovllm.models import load_spec
+from nanovllm.models.spec import ModelSpec
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Totals since the engine was made."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class LLMEngine:
+    """Scheduler, block manager and model runner behind `add`, `step` and `abort`."""
+
+    def __init__(self, spec: ModelSpec, runner: ModelRunner, limits: Limits, enable_prefix_caching: bool = True):
+        self.spec = spec
+        self.runner = runner
+        self.limits = limits
+        self.block_manager = BlockManager(limits.num_blocks, BLOCK_SIZE, enable_prefix_caching)
+        self.scheduler = Scheduler(self.block_manager, limits.max_num_seqs, limits.max_num_batched_tokens)
+        self.stats = EngineStats()
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def check_prompt(self, token_ids: list[int]) -> None:
+        """Refuse a prompt that can never run.
+
+        Raises:
+            RequestError: codes empty_prompt, invalid_token_id, prompt_too_long.
+        """
+        if not token_ids:
+            raise RequestError("empty_prompt", "the prompt has no tokens; give at least one")
+        if min(token_ids) < 0 or max(token_ids) >= self.spec.vocab_size:
+            bad = next(i for i in token_ids if not 0 <= i < self.spec.vocab_size)
+            raise RequestError(
+                "invalid_token_id", f"token id {bad} is outside the model's vocabulary of {self.spec.vocab_size}"
+            )
+        if len(token_ids) >= self.limits.max_model_len:
+            raise RequestError(
+                "prompt_too_long",
+                f"the prompt has {len(token_ids)} tokens, and with at least one to generate the limit is "
+                f"{self.limits.max_model_len} (max_model_len); shorten it or raise max_model_len",
+            )
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence whose prompt passed `check_prompt`."""
+        limit = self.limits.max_model_len
+        if seq.params.max_tokens is not None:
+            limit = min(limit, seq.num_prompt + seq.params.max_tokens)
+        seq.max_total = limit
+        self.stats.prompt_tokens += seq.num_prompt
+        self.scheduler.add(seq)
+
+    def step(self) -> list[Sequence]:
+        """Run one step; returns the sequences that got a token (or ended because their logits are not numbers)."""
+        step = self.scheduler.schedule()
+        if not step:
+            return []
+        batch = Batch.build(step, BLOCK_SIZE)
+        token_ids = self.runner.run(batch)
+        advanced = [part.seq for part in batch.samples]
+        for seq, token_id in zip(advanced, token_ids, strict=True):
+            if token_id < 0:
+                seq.finish_reason = "error"
+            else:
+                seq.append(token_id)
+                self.stats.completion_tokens += 1
+        self.stats.cached_tokens += sum(seq.num_cached for seq in advanced if seq.num_completion == 1)
+        self.stats.steps += 1
+        self.stats.computed_tokens += len(batch.token_ids)
+        self.scheduler.finish_step(step)
+        return advanced
+
+    def abort(self, seq: Sequence, reason: str = "abort") -> None:
+        """End a sequence between two steps; its blocks are free at once."""
+        if seq.finish_reason is None:
+            self.scheduler.abort(seq, reason)
+
+
+def load_engine(
+    model_dir: Path, config: EngineConfig, progress: Callable[[int, int], None] | None = None
+) -> tuple[LLMEngine, str]:
+    """Load a model folder.
+
+    Returns:
+        The engine, and the identity hash of the weights.
+
+    Raises:
+        ConfigError, CheckpointError, MemoryBudgetError: the model or the settings cannot be used.
+    """
+    wanted = None if config.max_model_len == "auto" else config.max_model_len
+    spec = load_spec(model_dir, wanted)
+    for text in spec.warnings:
+        warnings.warn(text, stacklevel=2)
+    with Checkpoint(model_dir) as checkpoint:
+        identity = checkpoint.identity()
+        weights = load_weights(checkpoint, spec, progress)
+    if weights.unexpected:
+        shown = ", ".join(weights.unexpected[:5]) + (", …" if len(weights.unexpected) > 5 else "")
+        warnings.warn(
+            f"{model_dir}: {len(weights.unexpected)} tensors that a {spec.model_type} model does not use were ignored: "
+            f"{shown}",
+            stacklevel=2,
+        )
+    limits = decide_limits(config, spec, available_memory())
+    team = Team(usable_cpus() if config.threads == "auto" else config.threads)
+    runner = ModelRunner(spec, weights, limits, team)
+    return LLMEngine(spec, runner, limits, config.enable_prefix_caching), identity

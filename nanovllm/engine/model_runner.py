@@ -1,0 +1,82 @@
+"""Runs one step: a batch of token ids in, sampled token ids out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nanovllm.engine.batch import Batch
+from nanovllm.engine.limits import Limits
+from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.weights import Weights
+from nanovllm.kernels.blas import single_threaded
+from nanovllm.kernels.decoder import Decoder
+from nanovllm.kernels.sampler import Sampler
+from nanovllm.kernels.sampling import ROW_PARAMS_DTYPE, pack_row
+from nanovllm.kernels.team import Team
+from nanovllm.models.spec import ModelSpec
+
+# Rows whose full logits exist at once when only a few numbers of each are wanted (prompt logprobs).
+LOGPROB_ROWS = 32
+
+
+class ModelRunner:
+    """Owns the decoder and the scratch of sampling."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits, team: Team):
+        self.spec = spec
+        self.decoder = Decoder(
+            team, spec, spec.rope.inv_freq, spec.rope.attention_scaling, weights.embedding, weights.final_norm,
+            weights.lm_head, weights.layers, limits.num_blocks, limits.max_num_batched_tokens,
+        )  # fmt: skip
+        self.sampler = Sampler(team, spec.vocab_size)
+        self._logits = np.empty((0, spec.vocab_size), np.float32)
+
+    def run(self, batch: Batch) -> list[int]:
+        """Compute the step and draw the next token of every part that reached its newest token.
+
+        Returns:
+            One token id for each of `batch.samples`; -1 where the logits were not numbers.
+        """
+        with single_threaded():
+            self.decoder.forward(
+                batch.token_ids, batch.positions, batch.slot_mapping, batch.cu_seqlens_q, batch.block_tables
+            )
+            if not batch.samples:
+                return []
+            logits = self._logits_for(len(batch.samples))
+            self.decoder.logits(batch.sample_rows, logits)
+        return self._sample(logits, [part.seq for part in batch.samples])
+
+    def _logits_for(self, num_rows: int) -> np.ndarray:
+        if self._logits.shape[0] < num_rows:
+            self._logits = np.empty((num_rows, self.spec.vocab_size), np.float32)
+        return self._logits[:num_rows]
+
+    def _sample(self, logits: np.ndarray, seqs: list[Sequence]) -> list[int]:
+        params = np.zeros(len(seqs), ROW_PARAMS_DTYPE)
+        history: list[int] = []
+        banned: list[int] = []
+        cu_history, cu_banned = np.zeros(len(seqs) + 1, np.int32), np.zeros(len(seqs) + 1, np.int32)
+        num_prompt = np.zeros(len(seqs), np.int32)
+        for i, seq in enumerate(seqs):
+            params[i] = pack_row(seq.params, seq.seed, seq.sample_index, seq.num_completion)
+            if seq.params.has_penalties:
+                history += seq.token_ids
+                num_prompt[i] = seq.num_prompt
+            if seq.num_completion < seq.params.min_tokens:
+                banned += seq.stop_ids
+            cu_history[i + 1], cu_banned[i + 1] = len(history), len(banned)
+        ids, _ = self.sampler.sample(
+            logits, params, np.array(history, np.int32), cu_history, num_prompt, np.array(banned, np.int32), cu_banned
+        )
+        return ids.tolist()
+
+    def token_logprobs(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """log p(targets[i]) after row rows[i] of the last step, in bounded memory."""
+        out = np.empty(len(rows), np.float32)
+        with single_threaded():
+            self.decoder.token_logprobs(
+                np.ascontiguousarray(rows, np.int32), np.ascontiguousarray(targets, np.int32), out,
+                self._logits_for(min(LOGPROB_ROWS, max(1, len(rows)))),
+            )  # fmt: skip
+        return out

@@ -1,0 +1,109 @@
+"""Which sequences run in the next step, and how many tokens of each.
+
+Only this module moves a sequence between waiting and running. Every step is filled up to a token budget: the running
+sequences first (one token each, or the next chunk of a prompt), then new ones as far as budget, sequence slots and
+blocks allow. Out of blocks, the youngest sequence is preempted: its blocks are taken back and it is recomputed later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Scheduled:
+    """A sequence's part of a step: tokens [start, start + count)."""
+
+    seq: Sequence
+    start: int
+    count: int
+
+    @property
+    def is_last_chunk(self) -> bool:
+        """Whether the step reaches the sequence's newest token, so that the next one can be sampled."""
+        return self.start + self.count == self.seq.num_tokens
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill and preemption by recompute."""
+
+    def __init__(self, block_manager: BlockManager, max_num_seqs: int, max_num_batched_tokens: int):
+        self.block_manager = block_manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in the order of admission: the last is the youngest
+        self.num_preemptions = 0
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a new sequence."""
+        self.waiting.append(seq)
+
+    def schedule(self) -> list[Scheduled]:
+        """Choose the next step. Empty only when nothing is waiting or running."""
+        step, budget, preempted = self._continue_running()
+        if not preempted:  # blocks are scarce: admitting more now would only preempt again
+            self._admit(step, budget)
+        for part in step:
+            self.block_manager.register(part.seq, part.start + part.count)
+        return step
+
+    def _continue_running(self) -> tuple[list[Scheduled], int, bool]:
+        step: list[Scheduled] = []
+        budget, preempted, i = self.max_num_batched_tokens, False, 0
+        while i < len(self.running) and budget > 0:
+            seq = self.running[i]
+            count = min(seq.num_tokens - seq.num_computed, budget)
+            while not self.block_manager.grow(seq, seq.num_computed + count):
+                preempted = True
+                victim = self.running.pop()
+                self._preempt(victim)
+                if victim is seq:
+                    return step, budget, True
+            step.append(Scheduled(seq, seq.num_computed, count))
+            budget -= count
+            i += 1
+        return step, budget, preempted
+
+    def _admit(self, step: list[Scheduled], budget: int) -> None:
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            seq = self.waiting[0]
+            cached = self.block_manager.admit(seq, budget)
+            if cached is None:
+                return
+            if seq.num_cached is None:
+                seq.num_cached = cached
+            self.waiting.popleft()
+            self.running.append(seq)
+            count = min(seq.num_tokens - cached, budget)
+            step.append(Scheduled(seq, cached, count))
+            budget -= count
+            # At once, so that the next one admitted in this very step finds the blocks that this one computes.
+            self.block_manager.register(seq, cached + count)
+
+    def _preempt(self, seq: Sequence) -> None:
+        self.block_manager.release(seq)
+        seq.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(seq)
+
+    def finish_step(self, step: list[Scheduled]) -> None:
+        """Record what the step computed and drop the sequences that have ended."""
+        for part in step:
+            part.seq.num_computed = part.start + part.count
+            if part.seq.finish_reason is not None:
+                self.block_manager.release(part.seq)
+        self.running = [seq for seq in self.running if seq.finish_reason is None]
+
+    def abort(self, seq: Sequence, reason: str) -> None:
+        """End a sequence between two steps, wherever it is."""
+        seq.finish_reason = reason
+        self.block_manager.release(seq)
+        if seq in self.running:
+            self.running.remove(seq)
+        elif seq in self.waiting:
+            self.waiting.remove(seq)

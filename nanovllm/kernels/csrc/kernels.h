@@ -1,0 +1,70 @@
+/* The table of functions that one instruction-set level provides.
+ *
+ * Every level is the same source (body.h) compiled with its own flags, or with intrinsics where the compiler cannot
+ * know the instruction. isa.c picks one table at import. All arrays are row-major and float32 unless said otherwise.
+ */
+#ifndef NV_KERNELS_H
+#define NV_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Positions in one KV block. Two AVX512 vectors of scores, and the depth of one AMX tile of values. */
+#define NV_BLOCK 32
+/* Attention reduces over keys in pieces of this many positions counted from position 0, whoever computes them, so that
+ * a row's sum never depends on how prefill was cut or which thread came first. */
+#define NV_PIECE 512
+/* Query rows that share one pass over the keys. 8 rows x 2 vectors of scores leave room in 32 registers. */
+#define NV_ATTN_ROWS 8
+/* Lanes of every horizontal sum, whatever the level's vector length, so that the order of additions is one. */
+#define NV_LANES 16
+
+/* One tile of query rows against one KV head of one layer. */
+typedef struct {
+    const float *q;              /* row r at q + q_offset[r] */
+    float *out;                  /* row r at out + out_offset[r] */
+    const ptrdiff_t *q_offset;   /* [num_rows] */
+    const ptrdiff_t *out_offset; /* [num_rows] */
+    const int32_t *position;     /* [num_rows] position of each row's token: it sees positions up to and including it */
+    int num_rows;                /* 1 .. NV_ATTN_ROWS */
+    const float *k_cache;        /* this layer and KV head of block 0: [head_dim, NV_BLOCK] */
+    const float *v_cache;        /* this layer and KV head of block 0: [NV_BLOCK, v_stride] */
+    ptrdiff_t k_block_stride;    /* floats from one block to the next */
+    ptrdiff_t v_block_stride;
+    const int32_t *block_table;  /* block ids of this sequence */
+    int head_dim;
+    int v_stride;                /* head_dim rounded up to NV_LANES */
+    int window;                  /* 0: full attention; else a row sees the last `window` positions */
+    float scale;                 /* usually head_dim ** -0.5 */
+    float *scratch;              /* nv_attention_scratch(head_dim) floats, one for each thread */
+} nv_attention;
+
+static inline size_t nv_attention_scratch(int head_dim) {
+    size_t padded = ((size_t)head_dim + NV_LANES - 1) / NV_LANES * NV_LANES;
+    return NV_ATTN_ROWS * (NV_PIECE + 3 * padded) + 64;
+}
+
+typedef struct {
+    const char *name;
+    /* y[r, :] = x[r, :] / sqrt(mean(x[r, :]^2) + eps) * weight; y may be x. */
+    void (*rms_norm)(const float *x, ptrdiff_t ldx, const float *weight, float *y, ptrdiff_t ldy, ptrdiff_t rows,
+                     ptrdiff_t n, float eps);
+    /* x[0:dim] rotated by half-split RoPE with cos, sin of [dim / 2]. */
+    void (*rope)(float *x, const float *cosines, const float *sines, ptrdiff_t dim);
+    /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
+    void (*silu_mul)(const float *gate, const float *up, float *out, ptrdiff_t n);
+    void (*attention)(const nv_attention *task);
+    /* Largest logit and log(sum(exp(logits))), the sum in double. */
+    void (*log_sum_exp)(const float *logits, ptrdiff_t n, float *max, double *log_sum);
+} nv_kernels;
+
+extern const nv_kernels nv_kernels_scalar;
+#if defined(__x86_64__)
+extern const nv_kernels nv_kernels_avx2;
+extern const nv_kernels nv_kernels_avx512;
+#endif
+
+/* The levels that this build has and this machine can run, weakest first; ends with NULL. */
+const nv_kernels *const *nv_available_levels(void);
+
+#endif

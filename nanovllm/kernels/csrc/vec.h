@@ -1,0 +1,88 @@
+/* A float vector of the level's own width, from the compiler's vector extensions. Included once by each level. */
+#ifndef NV_VEC_H
+#define NV_VEC_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "kernels.h"
+
+#if defined(__AVX512F__)
+#define VL 16
+#elif defined(__AVX__)
+#define VL 8
+#else
+#define VL 4
+#endif
+#define VPL (NV_LANES / VL) /* vectors that make up the NV_LANES lanes of a fixed-order sum */
+
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef float vf_any __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+
+static inline vf v_load(const float *p) { return *(const vf_any *)p; }
+static inline void v_store(float *p, vf x) { *(vf_any *)p = x; }
+static inline vf v_set(float x) { return (vf){0} + x; }
+
+static inline vf v_max(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+    return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#elif defined(__aarch64__)
+    return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
+#else
+    vi keep = a > b;
+    return (vf)(((vi)a & keep) | ((vi)b & ~keep));
+#endif
+}
+
+/* exp(x) to about 2 ulp for x <= 88; exactly 0 below -87 (which covers -inf).
+ * Source: range reduction x = n ln2 + r with ln2 in two parts (Cody and Waite), Taylor polynomial of degree 7 on
+ * |r| <= ln2 / 2, whose first omitted term is under 6e-9. */
+static inline vf v_exp(vf x) {
+    vi alive = x > -87.0f;
+    x = v_max(x, v_set(-87.0f));
+    const vf magic = v_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits */
+    vf shifted = x * 1.44269504088896341f + magic;
+    vf n = shifted - magic;
+    vf r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    vi exponent = ((vi)shifted) << 23; /* n times 2^23: the magic number's own bits leave at the top */
+    vf y = (vf)((vi)p + exponent);
+    return (vf)((vi)y & alive);
+}
+
+/* The sum of NV_LANES lanes by a fixed tree. */
+static inline float lanes_sum(const vf *acc) {
+    float t[NV_LANES];
+    for (int i = 0; i < VPL; i++) v_store(t + i * VL, acc[i]);
+    for (int width = NV_LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) t[i] += t[i + width];
+    return t[0];
+}
+
+static inline float lanes_max(vf acc) {
+    float t[VL], m;
+    v_store(t, acc);
+    m = t[0];
+    for (int i = 1; i < VL; i++) m = t[i] > m ? t[i] : m;
+    return m;
+}
+
+#endif

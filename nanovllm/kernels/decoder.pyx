@@ -1,0 +1,486 @@
+"""The decoder: every layer of one step in a single call without the GIL, by one team of threads.
+
+All families that we serve are one skeleton with optional parts, so the forward pass is written once over an array of
+layer structs whose optional pointers may be NULL. Rows of prefill and decode share every matrix product. A step is one
+`team_run`; the threads meet at a barrier between two operators and never return to Python between layers.
+
+This module knows arrays. It has never heard of checkpoints, sequences or text.
+"""
+
+import numpy as np
+
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.math cimport cosf, sinf
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy
+
+from nanovllm.kernels.isa cimport (
+    NV_ATTN_ROWS, NV_BLOCK, NV_LANES, kernels, nv_attention, nv_attention_scratch, nv_kernels,
+)
+from nanovllm.kernels.linear cimport Linear, linear_run, linear_t
+from nanovllm.kernels.team cimport Team, nv_team, team_barrier, team_run
+
+BLOCK_SIZE = NV_BLOCK
+
+cdef extern from *:
+    """
+    static inline Py_ssize_t nv_fetch_add(Py_ssize_t *p) { return __atomic_fetch_add(p, 1, __ATOMIC_RELAXED); }
+    """
+    Py_ssize_t nv_fetch_add(Py_ssize_t *p) noexcept nogil
+
+
+# Pointers are NULL where the family has no such part.
+cdef struct layer_t:
+    const float *input_norm       # [hidden_size]
+    const float *post_norm        # [hidden_size]
+    const float *q_norm           # [head_dim]
+    const float *k_norm           # [head_dim]
+    const linear_t *qkv           # q, k and v rows stacked
+    const linear_t *o
+    const linear_t *gate_up       # gate and up rows stacked
+    const linear_t *down
+    int window                    # 0: full attention
+    float *k_cache                # [num_blocks, num_kv_heads, head_dim, NV_BLOCK]
+    float *v_cache                # [num_blocks, num_kv_heads, NV_BLOCK, v_stride]
+
+
+cdef struct model_t:
+    int num_layers
+    Py_ssize_t hidden_size
+    Py_ssize_t intermediate_size
+    int num_heads
+    int num_kv_heads
+    int head_dim
+    int v_stride
+    float eps
+    float scale
+    float rope_scaling            # multiplies cos and sin (YaRN and LongRoPE attention factor)
+    const float *inv_freq         # [head_dim / 2]
+    const float *embedding        # [vocab_size, hidden_size]
+    const float *final_norm       # [hidden_size]
+    const linear_t *lm_head
+    layer_t *layers
+    const nv_kernels *k
+    nv_team *team
+
+
+# One step: what the batch gives, and scratch for its rows.
+cdef struct step_t:
+    const model_t *m
+    Py_ssize_t rows
+    Py_ssize_t num_seqs
+    const int32_t *token_ids      # [rows]
+    const int32_t *positions      # [rows]
+    const int64_t *slots          # [rows] block id * NV_BLOCK + offset
+    const int32_t *cu_seqlens_q   # [num_seqs + 1]
+    const int32_t *block_tables   # [num_seqs, block_table_stride]
+    Py_ssize_t block_table_stride
+    Py_ssize_t *task_start        # [num_seqs + 1] attention tiles before each sequence, for one KV head
+    Py_ssize_t next_task
+    float *x                      # [rows, hidden_size] residual stream
+    float *normed                 # [rows, hidden_size]
+    float *qkv                    # [rows, (num_heads + 2 num_kv_heads) head_dim]
+    float *attn                   # [rows, num_heads head_dim]
+    float *gate_up                # [rows, 2 intermediate_size]
+    float *cosines                # [rows, head_dim / 2]
+    float *sines
+    float *thread_scratch         # [num_threads, scratch_stride]
+    Py_ssize_t scratch_stride
+
+
+cdef void embed_rows(step_t *s, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Fetch the rows' embeddings and their rotation angles."""
+    cdef const model_t *m = s.m
+    cdef Py_ssize_t row, j, half = m.head_dim // 2
+    cdef float angle
+    for row in range(begin, end):
+        memcpy(s.x + row * m.hidden_size, m.embedding + <Py_ssize_t>s.token_ids[row] * m.hidden_size,
+               m.hidden_size * sizeof(float))
+        for j in range(half):
+            angle = <float>s.positions[row] * m.inv_freq[j]
+            s.cosines[row * half + j] = cosf(angle) * m.rope_scaling
+            s.sines[row * half + j] = sinf(angle) * m.rope_scaling
+
+
+cdef void rotate_and_store(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Apply q/k norm and RoPE in place; write the rows' keys and values into the cache."""
+    cdef const model_t *m = s.m
+    cdef Py_ssize_t dim = m.head_dim, half = dim // 2, row, head, block, offset, d
+    cdef Py_ssize_t stride = (m.num_heads + 2 * m.num_kv_heads) * dim
+    cdef float *q
+    cdef float *k
+    cdef float *v
+    cdef float *k_slot
+    cdef float *v_slot
+    for row in range(begin, end):
+        q = s.qkv + row * stride
+        k = q + m.num_heads * dim
+        v = k + m.num_kv_heads * dim
+        if layer.q_norm != NULL:
+            m.k.rms_norm(q, dim, layer.q_norm, q, dim, m.num_heads, dim, m.eps)
+            m.k.rms_norm(k, dim, layer.k_norm, k, dim, m.num_kv_heads, dim, m.eps)
+        for head in range(m.num_heads + m.num_kv_heads):
+            m.k.rope(q + head * dim, s.cosines + row * half, s.sines + row * half, dim)
+        block = s.slots[row] // NV_BLOCK
+        offset = s.slots[row] % NV_BLOCK
+        for head in range(m.num_kv_heads):
+            k_slot = layer.k_cache + (block * m.num_kv_heads + head) * dim * NV_BLOCK + offset
+            for d in range(dim):
+                k_slot[d * NV_BLOCK] = k[head * dim + d]
+            v_slot = layer.v_cache + ((block * m.num_kv_heads + head) * NV_BLOCK + offset) * m.v_stride
+            memcpy(v_slot, v + head * dim, dim * sizeof(float))
+
+
+cdef void attend(step_t *s, const layer_t *layer, int tid) noexcept nogil:
+    """Take attention tiles until none is left. A tile is up to NV_ATTN_ROWS (token, head) rows of one KV head."""
+    cdef const model_t *m = s.m
+    cdef Py_ssize_t dim = m.head_dim, stride = (m.num_heads + 2 * m.num_kv_heads) * dim
+    cdef Py_ssize_t group = m.num_heads // m.num_kv_heads, out_stride = m.num_heads * dim
+    cdef Py_ssize_t tiles = s.task_start[s.num_seqs], task, tile, kv_head, low, high, middle, index, row, head
+    cdef Py_ssize_t last, r
+    cdef Py_ssize_t q_offset[NV_ATTN_ROWS]
+    cdef Py_ssize_t out_offset[NV_ATTN_ROWS]
+    cdef int32_t position[NV_ATTN_ROWS]
+    cdef nv_attention a
+    a.q, a.out, a.q_offset, a.out_offset, a.position = s.qkv, s.attn, q_offset, out_offset, position
+    a.head_dim, a.v_stride, a.window, a.scale = m.head_dim, m.v_stride, layer.window, m.scale
+    a.k_block_stride = m.num_kv_heads * dim * NV_BLOCK
+    a.v_block_stride = m.num_kv_heads * NV_BLOCK * <Py_ssize_t>m.v_stride
+    a.scratch = s.thread_scratch + tid * s.scratch_stride
+    while True:
+        task = nv_fetch_add(&s.next_task)
+        if task >= tiles * m.num_kv_heads:
+            return
+        # The last tiles of a long prefill see the most keys: hand them out first, so that no thread ends up alone.
+        tile = tiles - 1 - task // m.num_kv_heads
+        kv_head = task % m.num_kv_heads
+        low, high = 0, s.num_seqs - 1
+        while low < high:  # the sequence whose tiles contain this one
+            middle = (low + high + 1) // 2
+            if s.task_start[middle] <= tile:
+                low = middle
+            else:
+                high = middle - 1
+        index = (tile - s.task_start[low]) * NV_ATTN_ROWS
+        last = (s.cu_seqlens_q[low + 1] - s.cu_seqlens_q[low]) * group
+        a.num_rows = <int>min(NV_ATTN_ROWS, last - index)
+        for r in range(a.num_rows):
+            row = s.cu_seqlens_q[low] + (index + r) // group
+            head = kv_head * group + (index + r) % group
+            q_offset[r] = row * stride + head * dim
+            out_offset[r] = row * out_stride + head * dim
+            position[r] = s.positions[row]
+        a.k_cache = layer.k_cache + kv_head * dim * NV_BLOCK
+        a.v_cache = layer.v_cache + kv_head * NV_BLOCK * <Py_ssize_t>m.v_stride
+        a.block_table = s.block_tables + low * s.block_table_stride
+        m.k.attention(&a)
+
+
+cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end, int tid, int n) noexcept nogil:
+    """One transformer layer; rows [begin, end) are this thread's in the operators that go by rows."""
+    cdef const model_t *m = s.m
+    cdef Py_ssize_t hidden = m.hidden_size, inter = m.intermediate_size, dim = m.head_dim, row
+    cdef Py_ssize_t qkv_width = (m.num_heads + 2 * m.num_kv_heads) * dim, attn_width = m.num_heads * dim
+    m.k.rms_norm(s.x + begin * hidden, hidden, layer.input_norm, s.normed + begin * hidden, hidden, end - begin,
+                 hidden, m.eps)
+    team_barrier(m.team)
+    linear_run(layer.qkv, s.normed, hidden, s.rows, s.qkv, qkv_width, False, tid, n)
+    team_barrier(m.team)
+    rotate_and_store(s, layer, begin, end)
+    if tid == 0:
+        s.next_task = 0
+    team_barrier(m.team)
+    attend(s, layer, tid)
+    team_barrier(m.team)
+    linear_run(layer.o, s.attn, attn_width, s.rows, s.x, hidden, True, tid, n)
+    team_barrier(m.team)
+    m.k.rms_norm(s.x + begin * hidden, hidden, layer.post_norm, s.normed + begin * hidden, hidden, end - begin,
+                 hidden, m.eps)
+    team_barrier(m.team)
+    linear_run(layer.gate_up, s.normed, hidden, s.rows, s.gate_up, 2 * inter, False, tid, n)
+    team_barrier(m.team)
+    for row in range(begin, end):
+        m.k.silu_mul(s.gate_up + row * 2 * inter, s.gate_up + row * 2 * inter + inter, s.gate_up + row * 2 * inter,
+                     inter)
+    team_barrier(m.team)
+    linear_run(layer.down, s.gate_up, 2 * inter, s.rows, s.x, hidden, True, tid, n)
+    team_barrier(m.team)
+
+
+cdef void step_member(void *arg, int tid, int n) noexcept nogil:
+    cdef step_t *s = <step_t *>arg
+    cdef Py_ssize_t begin = s.rows * tid // n, end = s.rows * (tid + 1) // n
+    cdef int i
+    embed_rows(s, begin, end)
+    for i in range(s.m.num_layers):
+        run_layer(s, &s.m.layers[i], begin, end, tid, n)
+
+
+cdef struct logits_job_t:
+    const step_t *s
+    const int32_t *rows           # [num_rows] rows of the last step
+    Py_ssize_t num_rows
+    float *normed                 # [num_rows, hidden_size]
+    float *logits                 # [num_rows, vocab_size]
+    const int32_t *targets        # [num_rows] or NULL
+    float *logprobs               # [num_rows]
+
+
+cdef void logits_member(void *arg, int tid, int n) noexcept nogil:
+    cdef logits_job_t *job = <logits_job_t *>arg
+    cdef const model_t *m = job.s.m
+    cdef Py_ssize_t begin = job.num_rows * tid // n, end = job.num_rows * (tid + 1) // n, row
+    cdef Py_ssize_t vocab = m.lm_head.out_features
+    cdef float top
+    cdef double log_sum
+    for row in range(begin, end):
+        m.k.rms_norm(job.s.x + job.rows[row] * m.hidden_size, m.hidden_size, m.final_norm,
+                     job.normed + row * m.hidden_size, m.hidden_size, 1, m.hidden_size, m.eps)
+    team_barrier(m.team)
+    linear_run(m.lm_head, job.normed, m.hidden_size, job.num_rows, job.logits, vocab, False, tid, n)
+    if job.targets == NULL:
+        return
+    team_barrier(m.team)
+    for row in range(begin, end):
+        m.k.log_sum_exp(job.logits + row * vocab, vocab, &top, &log_sum)
+        job.logprobs[row] = <float>(job.logits[row * vocab + job.targets[row]] - log_sum)
+
+
+cdef class Decoder:
+    """A model's weights, its paged KV cache and the scratch of a step.
+
+    Args:
+        team: the threads.
+        spec: any object with hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim,
+            rms_norm_eps, sliding_windows (one for each layer, 0 = full).
+        inv_freq: [head_dim / 2] float32; rope_scaling: factor of cos and sin.
+        embedding: [vocab_size, hidden_size] float32; final_norm: [hidden_size]; lm_head: Linear.
+        layers: one dict a layer with float32 arrays input_norm, post_norm, q_norm, k_norm (None where absent) and
+            Linears qkv, o, gate_up, down.
+        num_blocks: KV blocks of BLOCK_SIZE positions for every layer.
+        max_rows: most token rows of one step (sizes the scratch).
+    """
+
+    cdef model_t m
+    cdef step_t s
+    cdef Team team
+    cdef list keep
+    cdef Py_ssize_t max_rows
+    cdef object logit_scratch
+    cdef readonly Py_ssize_t vocab_size
+    cdef readonly Py_ssize_t num_blocks
+    cdef readonly object k_cache
+    cdef readonly object v_cache
+
+    def __cinit__(self, Team team, spec, inv_freq, float rope_scaling, embedding, final_norm, Linear lm_head, layers,
+                  Py_ssize_t num_blocks, Py_ssize_t max_rows):
+        if num_blocks < 1 or max_rows < 1:
+            raise ValueError(f"num_blocks and max_rows must be positive, found {num_blocks} and {max_rows}")
+        self.team, self.keep = team, [layers, lm_head]
+        self.num_blocks, self.max_rows = num_blocks, max_rows
+        self._set_sizes(spec, rope_scaling)
+        self.m.team, self.m.k = team.ptr, kernels()
+        self.m.inv_freq = self._vector(inv_freq, self.m.head_dim // 2, "inv_freq")
+        self.m.final_norm = self._vector(final_norm, self.m.hidden_size, "final_norm")
+        self.vocab_size = lm_head.c.out_features
+        self._set_embedding(embedding)
+        self._check(lm_head, self.vocab_size, self.m.hidden_size, "lm_head")
+        self.m.lm_head = &lm_head.c
+        self._set_cache()
+        self.m.layers = <layer_t *>PyMem_Calloc(self.m.num_layers, sizeof(layer_t))
+        if self.m.layers == NULL:
+            raise MemoryError("no memory for the table of layers")
+        if len(layers) != self.m.num_layers:
+            raise ValueError(f"{len(layers)} layers given, sliding_windows names {self.m.num_layers}")
+        for i, layer in enumerate(layers):
+            self._set_layer(i, layer, spec.sliding_windows[i])
+        self._set_scratch()
+
+    def __dealloc__(self):
+        PyMem_Free(self.m.layers)
+
+    def _set_sizes(self, spec, float rope_scaling):
+        self.m.num_layers = len(spec.sliding_windows)
+        self.m.hidden_size, self.m.intermediate_size = spec.hidden_size, spec.intermediate_size
+        self.m.num_heads, self.m.num_kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+        self.m.head_dim = spec.head_dim
+        self.m.v_stride = (spec.head_dim + NV_LANES - 1) // NV_LANES * NV_LANES
+        self.m.eps = spec.rms_norm_eps
+        self.m.scale = spec.head_dim ** -0.5
+        self.m.rope_scaling = rope_scaling
+
+    cdef const float *_vector(self, array, Py_ssize_t size, name) except NULL:
+        cdef const float[::1] view = array
+        if view.shape[0] != size:
+            raise ValueError(f"{name} has {view.shape[0]} elements, expected {size}")
+        self.keep.append(array)
+        return &view[0]
+
+    cdef int _check(self, Linear linear, Py_ssize_t out_features, Py_ssize_t in_features, name) except -1:
+        if linear.c.out_features != out_features or linear.c.in_features != in_features:
+            raise ValueError(f"{name} has shape {linear.c.out_features, linear.c.in_features}, "
+                             f"expected {out_features, in_features}")
+        return 0
+
+    def _set_embedding(self, const float[:, ::1] embedding):
+        if embedding.shape[0] < self.vocab_size or embedding.shape[1] != self.m.hidden_size:
+            raise ValueError(f"embedding has shape {embedding.shape[0], embedding.shape[1]}, "
+                             f"expected {self.vocab_size, self.m.hidden_size}")
+        self.keep.append(np.asarray(embedding))
+        self.m.embedding = &embedding[0, 0]
+
+    def _set_cache(self):
+        shape = (self.m.num_layers, self.num_blocks, self.m.num_kv_heads)
+        # Zeroed pages come from the system on first touch: a cache that is never filled costs no memory.
+        self.k_cache = np.zeros((*shape, self.m.head_dim, NV_BLOCK), np.float32)
+        self.v_cache = np.zeros((*shape, NV_BLOCK, self.m.v_stride), np.float32)
+
+    def _set_layer(self, int i, dict weights, int window):
+        cdef layer_t *layer = &self.m.layers[i]
+        cdef Linear qkv = weights["qkv"], o = weights["o"], gate_up = weights["gate_up"], down = weights["down"]
+        cdef Py_ssize_t heads = self.m.num_heads, kv_heads = self.m.num_kv_heads, dim = self.m.head_dim
+        cdef float[:, :, :, :, ::1] k_cache = self.k_cache
+        cdef float[:, :, :, :, ::1] v_cache = self.v_cache
+        self._check(qkv, (heads + 2 * kv_heads) * dim, self.m.hidden_size, f"layer {i} qkv")
+        self._check(o, self.m.hidden_size, heads * dim, f"layer {i} o")
+        self._check(gate_up, 2 * self.m.intermediate_size, self.m.hidden_size, f"layer {i} gate_up")
+        self._check(down, self.m.hidden_size, self.m.intermediate_size, f"layer {i} down")
+        layer.qkv, layer.o, layer.gate_up, layer.down = &qkv.c, &o.c, &gate_up.c, &down.c
+        layer.input_norm = self._vector(weights["input_norm"], self.m.hidden_size, f"layer {i} input_norm")
+        layer.post_norm = self._vector(weights["post_norm"], self.m.hidden_size, f"layer {i} post_norm")
+        if weights["q_norm"] is not None:
+            layer.q_norm = self._vector(weights["q_norm"], dim, f"layer {i} q_norm")
+            layer.k_norm = self._vector(weights["k_norm"], dim, f"layer {i} k_norm")
+        layer.window = window
+        layer.k_cache, layer.v_cache = &k_cache[i, 0, 0, 0, 0], &v_cache[i, 0, 0, 0, 0]
+
+    cdef float *_buffer(self, Py_ssize_t rows, Py_ssize_t width) except NULL:
+        array = np.empty(rows * width, np.float32)
+        cdef float[::1] view = array
+        self.keep.append(array)
+        return &view[0]
+
+    def _set_scratch(self):
+        cdef Py_ssize_t dim = self.m.head_dim, rows = self.max_rows
+        cdef Py_ssize_t heads = self.m.num_heads, kv_heads = self.m.num_kv_heads
+        self.s.m = &self.m
+        self.s.x = self._buffer(rows, self.m.hidden_size)
+        self.s.normed = self._buffer(rows, self.m.hidden_size)
+        self.s.qkv = self._buffer(rows, (heads + 2 * kv_heads) * dim)
+        self.s.attn = self._buffer(rows, heads * dim)
+        self.s.gate_up = self._buffer(rows, 2 * self.m.intermediate_size)
+        self.s.cosines = self._buffer(rows, dim // 2)
+        self.s.sines = self._buffer(rows, dim // 2)
+        self.s.scratch_stride = nv_attention_scratch(self.m.head_dim)
+        self.s.thread_scratch = self._buffer(self.team.num_threads, self.s.scratch_stride)
+
+    def forward(self, const int32_t[::1] token_ids, const int32_t[::1] positions, const int64_t[::1] slot_mapping,
+                const int32_t[::1] cu_seqlens_q, const int32_t[:, ::1] block_tables):
+        """Run all layers over one step's rows; the rows' hidden states stay here for `logits`.
+
+        Args:
+            token_ids: [num_rows]; positions: [num_rows]; slot_mapping: [num_rows].
+            cu_seqlens_q: [num_seqs + 1] rows before each sequence; a sequence's rows are consecutive positions.
+            block_tables: [num_seqs, max_blocks] block ids, enough for each sequence's last position.
+
+        Raises:
+            ValueError: an array does not fit the others, or an index is out of range.
+        """
+        cdef Py_ssize_t rows = token_ids.shape[0], num_seqs = cu_seqlens_q.shape[0] - 1
+        if rows == 0:
+            return
+        self.team.check_process()
+        self._check_step(token_ids, positions, slot_mapping, cu_seqlens_q, block_tables)
+        cdef Py_ssize_t group = self.m.num_heads // self.m.num_kv_heads, i
+        task_start = np.zeros(num_seqs + 1, np.intp)
+        cdef Py_ssize_t[::1] tiles = task_start
+        for i in range(num_seqs):
+            tiles[i + 1] = tiles[i] + ((cu_seqlens_q[i + 1] - cu_seqlens_q[i]) * group + NV_ATTN_ROWS - 1) \
+                // NV_ATTN_ROWS
+        self.s.rows, self.s.num_seqs = rows, num_seqs
+        self.s.token_ids, self.s.positions, self.s.slots = &token_ids[0], &positions[0], &slot_mapping[0]
+        self.s.cu_seqlens_q = &cu_seqlens_q[0]
+        self.s.block_tables, self.s.block_table_stride = &block_tables[0, 0], block_tables.shape[1]
+        self.s.task_start = &tiles[0]
+        with nogil:
+            team_run(self.m.team, step_member, &self.s)
+
+    cdef int _check_step(self, const int32_t[::1] token_ids, const int32_t[::1] positions,
+                         const int64_t[::1] slot_mapping, const int32_t[::1] cu_seqlens_q,
+                         const int32_t[:, ::1] block_tables) except -1:
+        """Refuse what would read or write outside the arrays; linear in the rows, so its cost is nothing."""
+        cdef Py_ssize_t rows = token_ids.shape[0], num_seqs = cu_seqlens_q.shape[0] - 1, i, row, blocks
+        cdef Py_ssize_t slots = self.num_blocks * NV_BLOCK
+        if rows > self.max_rows:
+            raise ValueError(f"{rows} rows in one step, the scratch was made for {self.max_rows}")
+        if positions.shape[0] != rows or slot_mapping.shape[0] != rows or block_tables.shape[0] != num_seqs:
+            raise ValueError(f"token_ids has {rows} rows, positions {positions.shape[0]}, slot_mapping "
+                             f"{slot_mapping.shape[0]}; {num_seqs} sequences, {block_tables.shape[0]} block tables")
+        if num_seqs < 1 or cu_seqlens_q[0] != 0 or cu_seqlens_q[num_seqs] != rows:
+            raise ValueError(f"cu_seqlens_q must go from 0 to {rows}")
+        for row in range(rows):
+            if not 0 <= token_ids[row] < self.vocab_size:
+                raise ValueError(f"token id {token_ids[row]} in row {row} is outside the vocabulary of "
+                                 f"{self.vocab_size}")
+            if not 0 <= slot_mapping[row] < slots:
+                raise ValueError(f"slot {slot_mapping[row]} in row {row} is outside the cache of {slots}")
+        for i in range(num_seqs):
+            if cu_seqlens_q[i + 1] <= cu_seqlens_q[i]:
+                raise ValueError(f"sequence {i} of the step has no rows")
+            if positions[cu_seqlens_q[i]] < 0 or \
+                    positions[cu_seqlens_q[i + 1] - 1] - positions[cu_seqlens_q[i]] != \
+                    cu_seqlens_q[i + 1] - cu_seqlens_q[i] - 1:
+                raise ValueError(f"positions of sequence {i} of the step are not consecutive from 0 up")
+            blocks = positions[cu_seqlens_q[i + 1] - 1] // NV_BLOCK + 1
+            if blocks > block_tables.shape[1]:
+                raise ValueError(f"sequence {i} needs {blocks} blocks, its table has room for {block_tables.shape[1]}")
+            for row in range(blocks):
+                if not 0 <= block_tables[i, row] < self.num_blocks:
+                    raise ValueError(f"block {block_tables[i, row]} of sequence {i} is outside the cache of "
+                                     f"{self.num_blocks}")
+        return 0
+
+    def hidden(self, Py_ssize_t num_rows):
+        """A copy [num_rows, hidden_size] of the residual stream after the last layer, before the final norm."""
+        if not 0 < num_rows <= self.s.rows:
+            raise ValueError(f"the last step had {self.s.rows} rows, asked for {num_rows}")
+        return np.array(<float[:num_rows, :self.m.hidden_size]>self.s.x)
+
+    def logits(self, const int32_t[::1] rows, float[:, ::1] out):
+        """out [num_rows, vocab_size] = logits of the given rows of the last step."""
+        self._run_head(rows, out, None, None)
+
+    def token_logprobs(self, const int32_t[::1] rows, const int32_t[::1] targets, float[::1] out,
+                       float[:, ::1] scratch):
+        """out[i] = log p(targets[i]) after row rows[i]; scratch [at least 1, vocab_size] bounds the memory."""
+        cdef Py_ssize_t begin, step = scratch.shape[0]
+        if targets.shape[0] != rows.shape[0] or out.shape[0] != rows.shape[0] or step == 0:
+            raise ValueError(f"{rows.shape[0]} rows, {targets.shape[0]} targets, {out.shape[0]} results, "
+                             f"{step} rows of scratch")
+        for begin in range(0, rows.shape[0], step):
+            end = min(begin + step, rows.shape[0])
+            self._run_head(rows[begin:end], scratch[:end - begin], targets[begin:end], out[begin:end])
+
+    def _run_head(self, const int32_t[::1] rows, float[:, ::1] logits, const int32_t[::1] targets, float[::1] logprobs):
+        cdef Py_ssize_t num_rows = rows.shape[0], i
+        cdef logits_job_t job
+        if num_rows == 0:
+            return
+        if logits.shape[0] < num_rows or logits.shape[1] != self.vocab_size:
+            raise ValueError(f"logits has shape {logits.shape[0], logits.shape[1]}, "
+                             f"expected {num_rows, self.vocab_size}")
+        for i in range(num_rows):
+            if not 0 <= rows[i] < self.s.rows:
+                raise ValueError(f"row {rows[i]} is not one of the last step's {self.s.rows}")
+            if targets is not None and not 0 <= targets[i] < self.vocab_size:
+                raise ValueError(f"target id {targets[i]} is outside the vocabulary of {self.vocab_size}")
+        if self.logit_scratch is None or self.logit_scratch.shape[0] < num_rows:
+            self.logit_scratch = np.empty((num_rows, self.m.hidden_size), np.float32)
+        cdef float[:, ::1] normed = self.logit_scratch
+        job.s, job.rows, job.num_rows, job.normed = &self.s, &rows[0], num_rows, &normed[0, 0]
+        job.logits = &logits[0, 0]
+        job.targets = NULL if targets is None else &targets[0]
+        job.logprobs = NULL if targets is None else &logprobs[0]
+        self.team.check_process()
+        with nogil:
+            team_run(self.m.team, logits_member, &job)

@@ -1,0 +1,48 @@
+"""Picks the instruction-set level of the C kernels once, at import.
+
+The strongest level that the CPU and the operating system support is taken; NANOVLLM_ISA forces a weaker one. A level
+that this machine cannot run is refused with a sentence instead of an illegal instruction later.
+"""
+
+import os
+
+from nanovllm.errors import ConfigError
+
+cdef const nv_kernels *active = NULL
+
+
+cdef const nv_kernels *kernels() noexcept nogil:
+    return active
+
+
+def available_levels():
+    """Names of the levels that this machine can run, weakest first."""
+    cdef const nv_kernels *const *table = nv_available_levels()
+    cdef int i = 0
+    names = []
+    while table[i] != NULL:
+        names.append((<bytes>table[i].name).decode())
+        i += 1
+    return names
+
+
+def active_level():
+    """Name of the level in use."""
+    return (<bytes>active.name).decode()
+
+
+def use_level(name):
+    """Switch every kernel to level `name`; meant for tests and for NANOVLLM_ISA.
+
+    Raises:
+        ConfigError: this machine or this build does not have the level.
+    """
+    global active
+    names = available_levels()
+    if name not in names:
+        raise ConfigError(f"instruction set {name!r} (NANOVLLM_ISA) is not available on this machine; "
+                          f"it has {', '.join(names)}: unset the variable or name one of these")
+    active = nv_available_levels()[names.index(name)]
+
+
+use_level(os.environ.get("NANOVLLM_ISA") or available_levels().pop())

@@ -1,0 +1,92 @@
+"""Array entries to single kernels, so that each can be held against its NumPy twin in `reference.py`."""
+
+import numpy as np
+
+from libc.stdint cimport int32_t
+
+from nanovllm.kernels.isa cimport (
+    NV_ATTN_ROWS, NV_BLOCK, NV_LANES, kernels, nv_attention, nv_attention_scratch,
+)
+
+
+def rms_norm(const float[:, ::1] x, const float[::1] weight, float[:, ::1] out, float eps):
+    """out = x / sqrt(mean(x^2) + eps) * weight over the last axis; out may be x."""
+    if x.shape[1] != weight.shape[0] or out.shape[0] != x.shape[0] or out.shape[1] != x.shape[1]:
+        raise ValueError(f"shapes do not fit: x {x.shape[0], x.shape[1]}, weight {weight.shape[0]}, "
+                         f"out {out.shape[0], out.shape[1]}")
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        return
+    with nogil:
+        kernels().rms_norm(&x[0, 0], x.shape[1], &weight[0], &out[0, 0], x.shape[1], x.shape[0], x.shape[1], eps)
+
+
+def rope(float[:, ::1] x, const float[::1] cosines, const float[::1] sines):
+    """Rotate each row of x [rows, head_dim] in place by half-split RoPE; cosines, sines [head_dim / 2]."""
+    cdef Py_ssize_t row
+    if x.shape[1] != 2 * cosines.shape[0] or x.shape[1] != 2 * sines.shape[0]:
+        raise ValueError(f"rows of {x.shape[1]} need tables of half that, found {cosines.shape[0], sines.shape[0]}")
+    with nogil:
+        for row in range(x.shape[0] if x.shape[1] else 0):
+            kernels().rope(&x[row, 0], &cosines[0], &sines[0], x.shape[1])
+
+
+def silu_mul(const float[::1] gate, const float[::1] up, float[::1] out):
+    """out = gate / (1 + exp(-gate)) * up; out may be gate."""
+    if gate.shape[0] != up.shape[0] or out.shape[0] != gate.shape[0]:
+        raise ValueError(f"lengths differ: {gate.shape[0]}, {up.shape[0]}, {out.shape[0]}")
+    if gate.shape[0]:
+        with nogil:
+            kernels().silu_mul(&gate[0], &up[0], &out[0], gate.shape[0])
+
+
+def log_sum_exp(const float[::1] logits):
+    """(largest logit, log(sum(exp(logits))))."""
+    cdef float top
+    cdef double log_sum
+    if logits.shape[0] == 0:
+        raise ValueError("log_sum_exp of no logits")
+    with nogil:
+        kernels().log_sum_exp(&logits[0], logits.shape[0], &top, &log_sum)
+    return top, log_sum
+
+
+def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache, const float[:, :, :, ::1] v_cache,
+                    const int32_t[::1] block_table, const int32_t[::1] positions, int window, float scale,
+                    float[:, :, ::1] out):
+    """Causal grouped-query attention of one sequence's rows over its blocks.
+
+    Args:
+        q: [num_rows, num_heads, head_dim]; positions: [num_rows]; out: like q, written.
+        k_cache: [num_blocks, num_kv_heads, head_dim, 32]; v_cache: [num_blocks, num_kv_heads, 32, padded head_dim].
+        window: 0, or how many positions up to its own a row sees.
+    """
+    cdef Py_ssize_t rows = q.shape[0], heads = q.shape[1], dim = q.shape[2], kv_heads = k_cache.shape[1]
+    cdef Py_ssize_t group = heads // kv_heads, kv_head, index, r, row, head
+    cdef Py_ssize_t padded = (dim + NV_LANES - 1) // NV_LANES * NV_LANES
+    cdef Py_ssize_t q_offset[NV_ATTN_ROWS]
+    cdef Py_ssize_t out_offset[NV_ATTN_ROWS]
+    cdef int32_t position[NV_ATTN_ROWS]
+    cdef nv_attention a
+    if k_cache.shape[2] != dim or k_cache.shape[3] != NV_BLOCK or v_cache.shape[3] != padded or heads % kv_heads:
+        raise ValueError(f"q has {heads} heads of {dim}; k_cache {tuple(k_cache.shape)[1:4]}, "
+                         f"v_cache {tuple(v_cache.shape)[1:4]} do not fit")
+    if rows == 0:
+        return
+    if max(positions) // NV_BLOCK >= block_table.shape[0] or max(block_table) >= k_cache.shape[0]:
+        raise ValueError("the block table is too short for the last position, or names a block outside the cache")
+    scratch = np.empty(nv_attention_scratch(<int>dim), np.float32)
+    cdef float[::1] scratch_view = scratch
+    a.q, a.out, a.q_offset, a.out_offset, a.position = &q[0, 0, 0], &out[0, 0, 0], q_offset, out_offset, position
+    a.block_table, a.head_dim, a.v_stride, a.window = &block_table[0], <int>dim, <int>padded, window
+    a.k_block_stride, a.v_block_stride = kv_heads * dim * NV_BLOCK, kv_heads * NV_BLOCK * padded
+    a.scale, a.scratch = scale, &scratch_view[0]
+    for kv_head in range(kv_heads):
+        a.k_cache, a.v_cache = &k_cache[0, kv_head, 0, 0], &v_cache[0, kv_head, 0, 0]
+        for index in range(0, rows * group, NV_ATTN_ROWS):
+            a.num_rows = <int>min(NV_ATTN_ROWS, rows * group - index)
+            for r in range(a.num_rows):
+                row, head = (index + r) // group, kv_head * group + (index + r) % group
+                q_offset[r] = out_offset[r] = (row * heads + head) * dim
+                position[r] = positions[row]
+            with nogil:
+                kernels().attention(&a)

@@ -1,0 +1,498 @@
+"""Turn logits into token ids: masks, penalties, filters and the draw, one row at a time.
+
+Owns the order of processors and the arithmetic of a draw. Must not know of sequences, text or `SamplingParams`.
+
+Order, as in vLLM: banned ids, repetition penalty (prompt and completion, each distinct id once), frequency and presence
+penalties (completion only), then the argmax of a greedy row (lowest id wins a tie), or temperature, min_p, top_k, top_p,
+typical_p and the draw. Logits are float32, weights are exp((logit - max) / temperature) in float32, sums are float64.
+
+- min_p drops weights below min_p times the largest.
+- top_k keeps the k largest logits and all ties with the k-th.
+- top_p drops the smallest weights while their cumulative probability is at most 1 - top_p, and always keeps one; of equal
+  weights at the border the lowest ids stay.
+- typical_p keeps the smallest set of |-log p - entropy|, with ties, whose probability reaches typical_p.
+- The draw takes the first kept id, ascending, whose cumulative weight exceeds u times the total; u is 53 bits of
+  Philox4x32-10 with the seed as key and (position, sample index, 0) as counter. So a draw depends on the row's
+  probabilities and that number alone.
+
+Filters select by thresholds that are found by bisection, never by sorting the vocabulary. A penalized row costs
+O(ids seen) on top; a greedy row one pass.
+"""
+
+import numpy as np
+
+from libc.math cimport INFINITY, fabs, floor, log, nextafter, nextafterf
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+
+cdef extern from "csrc/sampling_philox.h" nogil:
+    void c_philox4x32 "philox4x32"(uint32_t* words, uint32_t key0, uint32_t key1)
+    double sampling_uniform(uint64_t seed, uint32_t sample_index, uint64_t position)
+
+
+cdef extern from "csrc/sampling_select.h" nogil:
+    ctypedef struct SamplingBoundary:
+        float key
+        double mass_below
+        Py_ssize_t count
+    enum:
+        SAMPLING_GROUP
+    void sampling_exp_row(const float* x, Py_ssize_t n, float row_max, float scale, float* out)
+    float sampling_group_maxima(const float* x, Py_ssize_t n, float* group_max, int* has_nan)
+    double sampling_sum(const float* w, Py_ssize_t n)
+    Py_ssize_t sampling_pick(const float* w, Py_ssize_t n, double target)
+    float sampling_kth_largest(const float* x, Py_ssize_t n, Py_ssize_t k)
+    SamplingBoundary sampling_boundary(float* keys, float* weights, Py_ssize_t n, double budget, float guess)
+
+
+cdef double GREEDY_TEMPERATURE = 1e-5
+
+# Layout of `RowParams` in sampling.pxd.
+ROW_PARAMS_DTYPE = np.dtype([
+    ("temperature", np.float64), ("top_p", np.float64), ("min_p", np.float64), ("typical_p", np.float64),
+    ("repetition_penalty", np.float64), ("presence_penalty", np.float64), ("frequency_penalty", np.float64),
+    ("seed", np.uint64), ("position", np.uint64), ("top_k", np.int64), ("sample_index", np.uint32), ("flags", np.uint32),
+])
+
+STATUS_MESSAGES = {
+    SAMPLE_NAN: "the model's logits contain NaN",
+    SAMPLE_INFINITE: "the model's logits contain +inf",
+    SAMPLE_NOTHING: "no token is allowed: every logit is -inf",
+    SAMPLE_BAD_ID: "a token id to penalize or ban is outside the model's vocabulary",
+}
+
+
+# What is left of a row after the filters: weights in scratch.weights, ids ascending.
+cdef struct Kept:
+    Py_ssize_t count
+    bint every_id     # weight i belongs to id i and scratch.ids is not filled
+
+
+cdef inline bint ids_in_range(const int* ids, Py_ssize_t count, Py_ssize_t vocab_size) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        if ids[i] < 0 or ids[i] >= vocab_size:
+            return False
+    return True
+
+
+cdef inline float penalized(float logit, const RowParams* params, int count) noexcept nogil:
+    cdef double value = logit
+    if params.repetition_penalty != 1.0:
+        value = value / params.repetition_penalty if value > 0 else value * params.repetition_penalty
+    if count > 0:
+        value = value - params.frequency_penalty * count - params.presence_penalty
+    return <float>value
+
+
+# counts: all zero on entry and on return; -1 marks an id that has its penalty.
+cdef void apply_penalties(
+    float* logits, const RowParams* params, const int* prompt_ids, Py_ssize_t num_prompt,
+    const int* output_ids, Py_ssize_t num_output, int* counts,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int token_id
+    for i in range(num_output):
+        counts[output_ids[i]] += 1
+    for i in range(num_output):
+        token_id = output_ids[i]
+        if counts[token_id] > 0:
+            logits[token_id] = penalized(logits[token_id], params, counts[token_id])
+            counts[token_id] = -1
+    if params.repetition_penalty != 1.0:
+        for i in range(num_prompt):
+            token_id = prompt_ids[i]
+            if counts[token_id] == 0:
+                logits[token_id] = penalized(logits[token_id], params, 0)
+                counts[token_id] = -1
+        for i in range(num_prompt):
+            counts[prompt_ids[i]] = 0
+    for i in range(num_output):
+        counts[output_ids[i]] = 0
+
+
+# Puts logits of at least `bound` into scratch.weights with their ids; groups below it are skipped unread.
+cdef Py_ssize_t gather_from(
+    const float* logits, Py_ssize_t vocab_size, float bound, const SampleScratch* scratch,
+) noexcept nogil:
+    cdef Py_ssize_t group, i, start, stop, count = 0
+    for group in range((vocab_size + SAMPLING_GROUP - 1) // SAMPLING_GROUP):
+        if scratch.group_max[group] < bound:
+            continue
+        start = group * SAMPLING_GROUP
+        stop = min(start + SAMPLING_GROUP, vocab_size)
+        for i in range(start, stop):
+            scratch.weights[count] = logits[i]
+            scratch.ids[count] = <int>i
+            count += logits[i] >= bound
+    return count
+
+
+# Keeps values above `bound` and the first `ties` of those equal to it.
+cdef void keep_from(Kept* kept, float bound, Py_ssize_t ties, const SampleScratch* scratch) noexcept nogil:
+    cdef Py_ssize_t i, count = 0, seen = 0
+    cdef float value
+    for i in range(kept.count):
+        value = scratch.weights[i]
+        scratch.weights[count] = value
+        scratch.ids[count] = <int>i if kept.every_id else scratch.ids[i]
+        count += (value > bound) | ((value == bound) & (seen < ties))
+        seen += value == bound
+    kept.count = count
+    kept.every_id = False
+
+
+# Gathers the k largest logits. The k-th largest group maximum is a lower bound of the k-th largest logit.
+cdef void gather_top_k(
+    Kept* kept, const float* logits, Py_ssize_t vocab_size, Py_ssize_t k, const SampleScratch* scratch,
+) noexcept nogil:
+    cdef Py_ssize_t num_groups = (vocab_size + SAMPLING_GROUP - 1) // SAMPLING_GROUP
+    kept.every_id = False
+    if k > num_groups:
+        kept.count = gather_from(logits, vocab_size, sampling_kth_largest(logits, vocab_size, k), scratch)
+        return
+    kept.count = gather_from(logits, vocab_size, sampling_kth_largest(scratch.group_max, num_groups, k), scratch)
+    keep_from(kept, sampling_kth_largest(scratch.weights, kept.count, k), kept.count, scratch)
+
+
+cdef void keep_top_p(Kept* kept, double top_p, const SampleScratch* scratch) noexcept nogil:
+    cdef double budget = (1.0 - top_p) * sampling_sum(scratch.weights, kept.count)
+    cdef double removed
+    cdef SamplingBoundary border
+    memcpy(scratch.keys, scratch.weights, kept.count * sizeof(float))
+    # All weights up to budget / count go for certain, since together they cannot exceed the budget.
+    border = sampling_boundary(scratch.keys, scratch.keys, kept.count, budget, <float>(budget / kept.count))
+    removed = floor((budget - border.mass_below) / border.key) if border.count > 0 else 0.0
+    if border.count == 0:
+        border.count = 1
+    if removed > border.count - 1:
+        removed = border.count - 1
+    keep_from(kept, border.key, border.count - <Py_ssize_t>removed if removed > 0 else border.count, scratch)
+
+
+# Log of an unnormalised probability, from the logit and so without a logarithm.
+cdef inline double log_weight(
+    const float* logits, float row_max, double temperature, const Kept* kept, const int* ids, Py_ssize_t i,
+) noexcept nogil:
+    return (<double>logits[i if kept.every_id else ids[i]] - row_max) / temperature
+
+
+# -log p - entropy is mean_log - log_weight: the log of the total cancels.
+cdef void keep_typical(
+    Kept* kept, const float* logits, float row_max, const RowParams* params, const SampleScratch* scratch,
+) noexcept nogil:
+    cdef Py_ssize_t i, count = 0
+    cdef double total = sampling_sum(scratch.weights, kept.count), mean_log = 0.0
+    cdef float weight, distance
+    cdef SamplingBoundary border
+    for i in range(kept.count):
+        weight = scratch.weights[i]
+        if weight > 0:
+            mean_log += weight * log_weight(logits, row_max, params.temperature, kept, scratch.ids, i)
+    mean_log /= total
+    for i in range(kept.count):
+        scratch.keys[i] = <float>fabs(
+            log_weight(logits, row_max, params.temperature, kept, scratch.ids, i) - mean_log)
+    memcpy(scratch.masses, scratch.weights, kept.count * sizeof(float))
+    # The set may reach the mass exactly, while the border is where a budget is exceeded.
+    border = sampling_boundary(
+        scratch.keys, scratch.masses, kept.count, nextafter(params.typical_p * total, 0.0), -1.0)
+    for i in range(kept.count):
+        distance = <float>fabs(log_weight(logits, row_max, params.temperature, kept, scratch.ids, i) - mean_log)
+        scratch.weights[count] = scratch.weights[i]
+        scratch.ids[count] = <int>i if kept.every_id else scratch.ids[i]
+        count += distance <= border.key
+    kept.count = count
+    kept.every_id = False
+
+
+# Bans and penalties; fills scratch.group_max and row_max.
+cdef int process_logits(
+    float* logits, Py_ssize_t vocab_size, const RowParams* params,
+    const int* prompt_ids, Py_ssize_t num_prompt, const int* output_ids, Py_ssize_t num_output,
+    const int* banned_ids, Py_ssize_t num_banned, const SampleScratch* scratch, float* row_max,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int has_nan
+    if not ids_in_range(banned_ids, num_banned, vocab_size):
+        return SAMPLE_BAD_ID
+    for i in range(num_banned):
+        logits[banned_ids[i]] = <float>-INFINITY
+    if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
+        if not (ids_in_range(prompt_ids, num_prompt, vocab_size) and ids_in_range(output_ids, num_output, vocab_size)):
+            return SAMPLE_BAD_ID
+        apply_penalties(logits, params, prompt_ids, num_prompt, output_ids, num_output, scratch.counts)
+    row_max[0] = sampling_group_maxima(logits, vocab_size, scratch.group_max, &has_nan)
+    if has_nan:
+        return SAMPLE_NAN
+    if row_max[0] == <float>INFINITY:
+        return SAMPLE_INFINITE
+    if row_max[0] == <float>-INFINITY:
+        return SAMPLE_NOTHING
+    return SAMPLE_OK
+
+
+cdef int argmax(const float* logits, float row_max, const float* group_max) noexcept nogil:
+    cdef Py_ssize_t group = 0, i
+    while group_max[group] != row_max:
+        group += 1
+    i = group * SAMPLING_GROUP
+    while logits[i] != row_max:
+        i += 1
+    return <int>i
+
+
+# Temperature and filters; the kept weights are in scratch.weights.
+cdef Kept filter_row(
+    const float* logits, Py_ssize_t vocab_size, float row_max, const RowParams* params, const SampleScratch* scratch,
+) noexcept nogil:
+    cdef Kept kept
+    cdef bint min_p_last = params.flags & SAMPLE_MIN_P_LAST
+    cdef const float* source = scratch.weights
+    cdef double bound
+    kept.count = vocab_size
+    kept.every_id = True
+    if 0 < params.top_k < vocab_size:
+        gather_top_k(&kept, logits, vocab_size, <Py_ssize_t>params.top_k, scratch)
+    elif params.min_p > 0 and not min_p_last:
+        # A little below the exact bound, which is applied to the weights: it skips exponentials, it decides nothing.
+        bound = row_max + params.temperature * (log(params.min_p) - 1e-4)
+        kept.count = gather_from(logits, vocab_size, nextafterf(<float>bound, <float>-INFINITY), scratch)
+        kept.every_id = False
+    else:
+        source = logits
+    sampling_exp_row(source, kept.count, row_max, <float>(1.0 / params.temperature), scratch.weights)
+    # top_k is done already: it and min_p both keep a range of the largest logits, so their order does not matter.
+    if params.min_p > 0 and not min_p_last:
+        keep_from(&kept, <float>params.min_p, kept.count, scratch)
+    if params.top_p < 1:
+        keep_top_p(&kept, params.top_p, scratch)
+    if params.min_p > 0 and min_p_last:
+        keep_from(&kept, <float>params.min_p, kept.count, scratch)
+    if params.typical_p < 1:
+        keep_typical(&kept, logits, row_max, params, scratch)
+    return kept
+
+
+# Draws one token. Thread-safe as long as each thread has its own scratch. Returns a SampleStatus.
+cdef int sample_row(
+    float* logits, Py_ssize_t vocab_size, const RowParams* params,
+    const int* prompt_ids, Py_ssize_t num_prompt, const int* output_ids, Py_ssize_t num_output,
+    const int* banned_ids, Py_ssize_t num_banned, const SampleScratch* scratch, int* token_id,
+) noexcept nogil:
+    cdef float row_max = 0
+    cdef Kept kept
+    cdef Py_ssize_t choice
+    cdef double uniform
+    cdef int status = process_logits(
+        logits, vocab_size, params, prompt_ids, num_prompt, output_ids, num_output, banned_ids, num_banned, scratch,
+        &row_max,
+    )
+    token_id[0] = -1
+    if status != SAMPLE_OK:
+        return status
+    if params.temperature < GREEDY_TEMPERATURE:
+        token_id[0] = argmax(logits, row_max, scratch.group_max)
+        return SAMPLE_OK
+    kept = filter_row(logits, vocab_size, row_max, params, scratch)
+    uniform = sampling_uniform(params.seed, params.sample_index, params.position)
+    choice = sampling_pick(scratch.weights, kept.count, uniform * sampling_sum(scratch.weights, kept.count))
+    token_id[0] = <int>choice if kept.every_id else scratch.ids[choice]
+    return SAMPLE_OK
+
+
+cdef void sample_rows(
+    const SampleBatch* batch, Py_ssize_t row_begin, Py_ssize_t row_end, const SampleScratch* scratch,
+) noexcept nogil:
+    cdef Py_ssize_t row, num_prompt, num_history, first, banned
+    for row in range(row_begin, row_end):
+        first = batch.cu_history[row]
+        num_history = batch.cu_history[row + 1] - first
+        num_prompt = min(<Py_ssize_t>batch.num_prompt_tokens[row], num_history)
+        banned = batch.cu_banned[row]
+        batch.status[row] = sample_row(
+            batch.logits + row * batch.vocab_size, batch.vocab_size, &batch.params[row],
+            batch.history_ids + first, num_prompt,
+            batch.history_ids + first + num_prompt, num_history - num_prompt,
+            batch.banned_ids + banned, batch.cu_banned[row + 1] - banned,
+            scratch, &batch.token_ids[row],
+        )
+
+
+cdef class SamplingScratch:
+    """Memory for one thread's rows: 20 bytes for each id of the vocabulary, allocated once."""
+
+    def __cinit__(self, Py_ssize_t vocab_size):
+        if vocab_size < 1 or vocab_size > 2**31 - 1:
+            raise ValueError(f"vocab_size is {vocab_size}, expected 1 to 2147483647")
+        self.vocab_size = vocab_size
+        self.buffers.weights = <float*>malloc(vocab_size * sizeof(float))
+        self.buffers.ids = <int*>malloc(vocab_size * sizeof(int))
+        self.buffers.keys = <float*>malloc(vocab_size * sizeof(float))
+        self.buffers.masses = <float*>malloc(vocab_size * sizeof(float))
+        self.buffers.group_max = <float*>malloc((vocab_size // SAMPLING_GROUP + 1) * sizeof(float))
+        self.buffers.counts = <int*>calloc(vocab_size, sizeof(int))
+        if not (self.buffers.weights and self.buffers.ids and self.buffers.keys and self.buffers.masses
+                and self.buffers.group_max and self.buffers.counts):
+            raise MemoryError(f"no memory for sampling scratch of {vocab_size} ids")
+
+    def __dealloc__(self):
+        free(self.buffers.weights)
+        free(self.buffers.ids)
+        free(self.buffers.keys)
+        free(self.buffers.masses)
+        free(self.buffers.group_max)
+        free(self.buffers.counts)
+
+
+def pack_row(settings, seed=0, sample_index=0, position=0):
+    """Return one entry of a `ROW_PARAMS_DTYPE` array as a tuple.
+
+    Args:
+        settings: any object with the attributes of the sampling settings.
+        seed: 64-bit key of the row's random stream; negative ones are taken modulo 2**64.
+        sample_index: which of the n completions.
+        position: number of tokens of this completion before the one to draw.
+    """
+    return (
+        settings.temperature, settings.top_p, settings.min_p, settings.typical_p, settings.repetition_penalty,
+        settings.presence_penalty, settings.frequency_penalty, seed % 2**64, position, settings.top_k, sample_index, 0,
+    )
+
+
+cdef check_ragged(str name, const int[::1] cu, Py_ssize_t num_rows, Py_ssize_t total):
+    cdef Py_ssize_t i
+    if cu.shape[0] != num_rows + 1 or cu[0] != 0 or cu[num_rows] != total:
+        raise ValueError(f"{name} must have {num_rows + 1} entries from 0 to {total}")
+    for i in range(num_rows):
+        if cu[i + 1] < cu[i]:
+            raise ValueError(f"{name} must not fall: entry {i + 1} is {cu[i + 1]} after {cu[i]}")
+
+
+def check_batch(
+    const float[:, ::1] logits, const RowParams[::1] params, const int[::1] history_ids, const int[::1] cu_history,
+    const int[::1] num_prompt_tokens, const int[::1] banned_ids, const int[::1] cu_banned, Py_ssize_t max_vocab_size,
+):
+    """Raise ValueError unless the arrays of a step fit together; see `sample` for them."""
+    cdef Py_ssize_t num_rows = logits.shape[0], i
+    if not (params.shape[0] == num_prompt_tokens.shape[0] == num_rows):
+        raise ValueError(f"params and num_prompt_tokens must have {num_rows} entries, like logits")
+    if logits.shape[1] < 1 or logits.shape[1] > max_vocab_size:
+        raise ValueError(f"logits have {logits.shape[1]} columns, expected 1 to {max_vocab_size} as in scratch")
+    check_ragged("cu_history", cu_history, num_rows, history_ids.shape[0])
+    check_ragged("cu_banned", cu_banned, num_rows, banned_ids.shape[0])
+    for i in range(num_rows):
+        if num_prompt_tokens[i] < 0:
+            raise ValueError(f"num_prompt_tokens[{i}] is {num_prompt_tokens[i]}, expected at least 0")
+
+
+def sample(
+    float[:, ::1] logits, const RowParams[::1] params, const int[::1] history_ids, const int[::1] cu_history,
+    const int[::1] num_prompt_tokens, const int[::1] banned_ids, const int[::1] cu_banned,
+    SamplingScratch scratch not None, int[::1] token_ids, int[::1] status,
+):
+    """Draw one token for each row of a step.
+
+    Args:
+        logits: [num_rows, vocab_size] float32, C-contiguous, overwritten by bans and penalties.
+        params: [num_rows] of `ROW_PARAMS_DTYPE`, read-only.
+        history_ids: prompt then completion ids of each row, joined; int32, read-only. A row without penalties may leave
+            its part empty.
+        cu_history: [num_rows + 1] int32, where each row's part begins and ends.
+        num_prompt_tokens: [num_rows] int32, how many of each row's ids are prompt.
+        banned_ids: ids that each row must not draw, joined; int32, read-only.
+        cu_banned: [num_rows + 1] int32.
+        scratch: made for at least vocab_size.
+        token_ids: [num_rows] int32, written; -1 for a failed row.
+        status: [num_rows] int32, written; 0, or a key of `STATUS_MESSAGES`.
+
+    Raises:
+        ValueError: shapes or offsets do not fit together.
+    """
+    cdef Py_ssize_t num_rows = logits.shape[0]
+    cdef SampleBatch batch
+    if num_rows == 0:
+        return
+    if token_ids.shape[0] != num_rows or status.shape[0] != num_rows:
+        raise ValueError(f"token_ids and status must have {num_rows} entries, like logits")
+    check_batch(logits, params, history_ids, cu_history, num_prompt_tokens, banned_ids, cu_banned, scratch.vocab_size)
+    batch.logits = &logits[0, 0]
+    batch.vocab_size = logits.shape[1]
+    batch.params = &params[0]
+    batch.history_ids = &history_ids[0] if history_ids.shape[0] else NULL
+    batch.cu_history = &cu_history[0]
+    batch.num_prompt_tokens = &num_prompt_tokens[0]
+    batch.banned_ids = &banned_ids[0] if banned_ids.shape[0] else NULL
+    batch.cu_banned = &cu_banned[0]
+    batch.token_ids = &token_ids[0]
+    batch.status = &status[0]
+    with nogil:
+        sample_rows(&batch, 0, num_rows, &scratch.buffers)
+
+
+def probabilities(
+    const float[::1] logits, *, double temperature=1.0, int64_t top_k=0, double top_p=1.0, double min_p=0.0,
+    double typical_p=1.0, double repetition_penalty=1.0, double presence_penalty=0.0, double frequency_penalty=0.0,
+    prompt_ids=(), output_ids=(), banned_ids=(), str order="vllm",
+):
+    """Return the distribution that a draw with these settings has, as float64 [vocab_size].
+
+    Args:
+        logits: [vocab_size] float32, read-only.
+        temperature: and the other settings: as in `SamplingParams`.
+        prompt_ids: ids of the prompt, for the repetition penalty.
+        output_ids: ids of the completion so far, for all penalties.
+        banned_ids: ids of probability 0.
+        order: "vllm", or "hf" to measure min_p after top_p, as transformers does.
+
+    Raises:
+        ValueError: the row has no distribution, or order is unknown.
+    """
+    if order not in ("vllm", "hf"):
+        raise ValueError(f"order is {order!r}, expected 'vllm' or 'hf'")
+    cdef SamplingScratch scratch = SamplingScratch(logits.shape[0])
+    cdef float[::1] row = np.array(logits, dtype=np.float32)
+    # One unused entry keeps the address valid when there are no ids.
+    cdef int[::1] prompt = np.array([*prompt_ids, 0], dtype=np.int32)
+    cdef int[::1] output = np.array([*output_ids, 0], dtype=np.int32)
+    cdef int[::1] banned = np.array([*banned_ids, 0], dtype=np.int32)
+    cdef RowParams params
+    cdef Kept kept
+    cdef float row_max = 0
+    cdef double total
+    cdef Py_ssize_t i
+    params.temperature, params.top_k, params.top_p, params.min_p = temperature, top_k, top_p, min_p
+    params.typical_p, params.repetition_penalty = typical_p, repetition_penalty
+    params.presence_penalty, params.frequency_penalty = presence_penalty, frequency_penalty
+    params.seed, params.position, params.sample_index = 0, 0, 0
+    params.flags = SAMPLE_MIN_P_LAST if order == "hf" else 0
+    cdef int status = process_logits(
+        &row[0], row.shape[0], &params, &prompt[0], prompt.shape[0] - 1, &output[0], output.shape[0] - 1,
+        &banned[0], banned.shape[0] - 1, &scratch.buffers, &row_max,
+    )
+    if status != SAMPLE_OK:
+        raise ValueError(STATUS_MESSAGES[status])
+    result = np.zeros(row.shape[0], dtype=np.float64)
+    cdef double[::1] out = result
+    if temperature < GREEDY_TEMPERATURE:
+        out[argmax(&row[0], row_max, scratch.buffers.group_max)] = 1.0
+        return result
+    kept = filter_row(&row[0], row.shape[0], row_max, &params, &scratch.buffers)
+    total = sampling_sum(scratch.buffers.weights, kept.count)
+    for i in range(kept.count):
+        out[i if kept.every_id else scratch.buffers.ids[i]] = scratch.buffers.weights[i] / total
+    return result
+
+
+def philox4x32(counter, key):
+    """Return the four words of Philox4x32-10 for a counter of four and a key of two 32-bit words."""
+    cdef uint32_t[4] words = counter
+    c_philox4x32(words, key[0], key[1])
+    return words[0], words[1], words[2], words[3]
+
+
+def philox_uniform(uint64_t seed, uint32_t sample_index, uint64_t position):
+    """Return the number in [0, 1) that decides the draw at this place."""
+    return sampling_uniform(seed, sample_index, position)
