@@ -10,7 +10,9 @@ from typing import Any
 PROMPT_TOO_LONG = "prompt_too_long"
 
 
-def cut_prompt(prompt: Any, policy: str, tokenizer: Any, max_model_len: int, max_tokens: int | None) -> tuple[Any, int]:
+def cut_prompt(
+    prompt: Any, policy: str, tokenizer: Any, max_model_len: int, max_tokens: int | None
+) -> tuple[dict[str, list[int]], int]:
     """Cut a raw prompt that leaves no room for a single token, so that `max_tokens` fit where that is possible.
 
     Args:
@@ -21,13 +23,12 @@ def cut_prompt(prompt: Any, policy: str, tokenizer: Any, max_model_len: int, max
         max_tokens: longest completion; None is whatever fits.
 
     Returns:
-        The prompt, and the number of tokens that were cut away; an uncut prompt comes back as it was.
+        The prompt as ids, and the number of tokens that were cut away. At least half of `max_model_len` is kept,
+        however long the completion may become.
     """
-    if isinstance(prompt, str) and len(prompt.encode("utf-8")) < max_model_len - 1:
-        return prompt, 0  # no tokenizer gives more tokens than bytes and a BOS
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt["prompt_token_ids"]
     if len(ids) < max_model_len:
-        return prompt, 0
+        return {"prompt_token_ids": ids}, 0
     num_kept = max(max_model_len - (max_tokens or 1), max_model_len // 2, 1)
     num_front = 1 if ids[0] == tokenizer.bos_token_id and num_kept > 1 else 0
     kept = ids[:num_front] + _cut(ids[num_front:], policy, num_kept - num_front)

@@ -6,6 +6,7 @@ tokenizer's affair. A prompt that cannot be made is a RequestError, which become
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -18,6 +19,19 @@ from nanovllm import ConfigError, NanovllmError, RequestError
 
 PROMPT_COLUMNS = ("prompt", "prompt_token_ids", "messages")
 _BATCH_COLUMNS = ("custom_id", "url", "body")
+
+
+@dataclass(slots=True)
+class Prompt:
+    """What a row asks the model.
+
+    Attributes:
+        value: text, or {"prompt_token_ids": ids}, as `nanovllm.Request` takes it.
+        is_chat: whether it is a rendered chat, whose frame must stay whole.
+    """
+
+    value: Any
+    is_chat: bool = False
 
 
 class PromptTemplate:
@@ -90,8 +104,8 @@ class PromptBuilder:
             raise ConfigError(f"prompt.chat is true, but the model has no chat template: {cure}")
         tokenizer.compile_chat_templates()
 
-    def build(self, columns: dict[str, Any]) -> Any:
-        """Make the prompt of a row: a str, or {"prompt_token_ids": ids}.
+    def build(self, columns: dict[str, Any]) -> Prompt:
+        """Make the prompt of a row.
 
         Raises:
             RequestError: with a code and a sentence that names the column.
@@ -110,22 +124,22 @@ class PromptBuilder:
             refuse_lone_surrogates(columns.get("tools"), "tools")
             return self._chat(columns["messages"], columns.get("tools"))
         if given == ["prompt_token_ids"]:
-            return {"prompt_token_ids": _token_ids(columns["prompt_token_ids"])}
+            return Prompt({"prompt_token_ids": _token_ids(columns["prompt_token_ids"])})
         prompt = columns["prompt"]
         if not isinstance(prompt, str):
             raise RequestError("invalid_prompt", f"the column 'prompt' must be text, found {_kind(prompt)}")
         refuse_lone_surrogates(prompt, "prompt")
         return self._frame(prompt)
 
-    def _frame(self, text: str) -> Any:
+    def _frame(self, text: str) -> Prompt:
         if not self._settings.chat:
-            return text
+            return Prompt(text)
         messages = [{"role": "user", "content": text}]
         if self._settings.system is not None:
             messages.insert(0, {"role": "system", "content": self._settings.system})
         return self._chat(messages, None)
 
-    def _chat(self, messages: Any, tools: Any) -> dict[str, list[int]]:
+    def _chat(self, messages: Any, tools: Any) -> Prompt:
         if not isinstance(messages, list):
             raise RequestError("invalid_prompt", f"the column 'messages' must be a list, found {_kind(messages)}")
         try:
@@ -134,7 +148,7 @@ class PromptBuilder:
             raise
         except NanovllmError as error:  # no chat template, or a broken one: only rows with messages meet it
             raise RequestError("template_error", str(error)) from None
-        return {"prompt_token_ids": ids}
+        return Prompt({"prompt_token_ids": ids}, is_chat=True)
 
 
 def refuse_lone_surrogates(value: Any, column: str) -> None:

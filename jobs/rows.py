@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.prompts import PromptBuilder, refuse_lone_surrogates
+from jobs.prompts import Prompt, PromptBuilder, refuse_lone_surrogates
 from jobs.readers import RawRow
 from jobs.row_ids import RowIds
 from nanovllm import ConfigError, RequestError
@@ -34,7 +34,7 @@ class Row:
     id: str
     columns: dict[str, Any] | None
     place: str
-    prompt: Any = None
+    prompt: Prompt | None = None
     sampling: dict[str, Any] | None = None
     error: RequestError | None = None
     num_cut_tokens: int = 0

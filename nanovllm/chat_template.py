@@ -115,6 +115,8 @@ class ChatTemplates:
                 "add_generation_prompt and continue_final_message contradict each other: a final message that stays "
                 "open cannot be followed by a new turn; set one of them to false"
             )
+        if continue_final_message and messages[-1].get("content") in (None, []):
+            raise refused("continue_final_message needs text in the final message's content, which has none")
         template = self._choose(chat_template, has_tools=bool(tools))
         context = {
             **variables,

@@ -99,7 +99,9 @@ class SamplingParams:
 
     n: int = _spec("int", 1, "completions for each prompt; must be 1 when greedy", low=1)
     presence_penalty: float = _spec("float", 0.0, "subtracted once for ids in the completion", low=-2, high=2)
-    frequency_penalty: float = _spec("float", 0.0, "subtracted for each time an id is in the completion", low=-2, high=2)
+    frequency_penalty: float = _spec(
+        "float", 0.0, "subtracted for each time an id is in the completion", low=-2, high=2
+    )
     repetition_penalty: float = _spec(
         "float", 1.0, "divides positive and multiplies negative logits of ids seen so far", low=0, above_low=True
     )
@@ -171,7 +173,9 @@ class SamplingParams:
             ConfigError: an unknown key (the nearest right one is named), or a value that a field refuses.
         """
         if not isinstance(mapping, Mapping):
-            raise ConfigError(f"sampling: found {_shown(mapping)}, expected a mapping of settings such as max_tokens: 64")
+            raise ConfigError(
+                f"sampling: found {_shown(mapping)}, expected a mapping of settings such as max_tokens: 64"
+            )
         names = [info.name for info in describe_fields()]
         for key in mapping:
             if key not in names:

@@ -89,7 +89,9 @@ class Tokenizer:
         _check_text(text)
         try:
             ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except Exception as error:  # the library raises plain Exception for what its model cannot encode
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and a panic is not even that
             raise RequestError("invalid_text", f"the tokenizer cannot encode this text: {error}") from error
         return self._without_second_bos(ids) if add_special_tokens else ids
 
@@ -106,7 +108,9 @@ class Tokenizer:
             return [self.encode(text, add_special_tokens) for text in texts]
         try:
             encodings = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-        except Exception as error:  # as in encode
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # as in encode
             raise RequestError("invalid_text", f"the tokenizer cannot encode these texts: {error}") from error
         rows = [encoding.ids for encoding in encodings]
         return [self._without_second_bos(ids) for ids in rows] if add_special_tokens else rows

@@ -27,6 +27,7 @@ from nanovllm.errors import TokenizerError
 _TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_MAX_QUOTED = 300
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -107,14 +108,20 @@ def _read_object(path: Path) -> dict:
         return {}
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
-    return _parse_object(data, path)
+    value = _parse_object(data, path)
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise TokenizerError(f"{path} holds a lone surrogate (\\ud800 to \\udfff), which is no character") from None
+    return value
 
 
 def _parse_object(data: bytes, path: Path) -> dict:
     if data.startswith(_LFS_POINTER):
         raise TokenizerError(f"{path} is a Git-LFS pointer, not the file itself; fetch it with git lfs pull")
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode("utf-8-sig"))
+        json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise TokenizerError(
             f"{path} line {error.lineno} column {error.colno} is not valid JSON ({error.msg}); "
@@ -122,6 +129,9 @@ def _parse_object(data: bytes, path: Path) -> dict:
         ) from None
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path} is not UTF-8 text at byte {error.start}; copy it again") from None
+    except UnicodeEncodeError:
+        # The tokenizers library raises this error itself at each text it is given.
+        raise TokenizerError(f"{path} holds half of a surrogate pair, which is no character; copy it again") from None
     except (RecursionError, ValueError):
         raise TokenizerError(f"{path} is not usable JSON: nested too deeply or a number too long") from None
     if not isinstance(value, dict):
@@ -141,7 +151,8 @@ def _load_backend(data: bytes, path: Path) -> tokenizers.Tokenizer:
         content = _parse_object(data, path)
         if "model" not in content:
             raise TokenizerError(f"{path} has no key model; it is not a tokenizer of the tokenizers library") from None
-        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        # The library quotes what it does not expect, however long.
+        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")[:_MAX_QUOTED]
         raise TokenizerError(f"{path} is not a tokenizer that can be loaded: {reason}") from None
     return backend
 
@@ -158,7 +169,7 @@ def _special_tokens(config: dict, tokens_map: dict, folder: Path) -> dict[str, s
                 result[key] = text
             elif value is not None and key in _NAMED_TOKENS:
                 raise TokenizerError(
-                    f"{folder / file}: {key} must be a string, null or an object with content, found {value!r}"
+                    f"{folder / file}: {key} must be a string, null or an object with content, found {value!r:.60}"
                 )
     return result
 

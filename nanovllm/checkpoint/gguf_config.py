@@ -98,6 +98,14 @@ class ModelReader:
             raise CheckpointError(f"{self.gguf.path}: {name!r} is {quote(values)}, expected a positive integer")
         return value
 
+    def _number(self, key: str, *default, least: float = 0.0) -> float:
+        value = self._get(key, float, *default)
+        if not least <= value < math.inf:
+            raise CheckpointError(
+                f"{self.gguf.path}: '{self.arch}.{key}' is {value}, expected a finite number of at least {least}"
+            )
+        return value
+
     def _layer_0_has(self, *kinds: str) -> bool:
         return any(f"blk.0.{kind}.bias" in self.gguf.tensors for kind in kinds)
 
@@ -105,15 +113,16 @@ class ModelReader:
         parts = self.gguf.metadata.get("split.count", 0)
         if parts not in (0, 1):
             raise CheckpointError(
-                f"{self.gguf.path} is one of {quote(parts)} parts (split.count); join them with `llama-gguf-split --merge`"
+                f"{self.gguf.path} is one of {quote(parts)} parts (split.count); join them with "
+                "`llama-gguf-split --merge`"
             )
         for key, neutral in _NEUTRAL_VALUES.items():
             name = f"{self.arch}.{key}"
             value = self.gguf.metadata.get(name, neutral)
             if value != neutral:
                 raise CheckpointError(
-                    f"{self.gguf.path}: {name!r} is {quote(value)}; models of architecture {self.arch} with this option "
-                    "are not supported"
+                    f"{self.gguf.path}: {name!r} is {quote(value)}; models of architecture {self.arch} with this "
+                    "option are not supported"
                 )
 
     def _read_sizes(self) -> None:
@@ -126,8 +135,8 @@ class ModelReader:
         for key in ("attention.value_length", "rope.dimension_count"):
             if self._size(key, self.head_dim) != self.head_dim:
                 raise CheckpointError(
-                    f"{self.gguf.path}: '{self.arch}.{key}' is {self._size(key)}, expected the head size {self.head_dim}; "
-                    "partial rotation and differing key and value sizes are not supported"
+                    f"{self.gguf.path}: '{self.arch}.{key}' is {self._size(key)}, expected the head size "
+                    f"{self.head_dim}; partial rotation and differing key and value sizes are not supported"
                 )
         if self.num_layers > len(self.gguf.tensors):
             raise CheckpointError(
@@ -136,10 +145,11 @@ class ModelReader:
             )
         if "token_embd.weight" not in self.gguf.tensors:
             raise CheckpointError(f"{self.gguf.path} lacks tensor 'token_embd.weight'; it holds no whole model")
+        self.rope_theta = self._number("rope.freq_base", 10000.0, least=1.0)
         self.vocab_size = self.gguf.tensors["token_embd.weight"].shape[0]
 
     def _make_config(self) -> dict:
-        window = self._get("attention.sliding_window", int, 0)
+        window = self._get("attention.sliding_window", int, 0) and self._size("attention.sliding_window")
         model_type = ARCHITECTURES[self.arch]
         if model_type == "llama" and window:
             model_type = "mistral"
@@ -160,9 +170,9 @@ class ModelReader:
             "num_attention_heads": self.num_heads,
             "num_hidden_layers": self.num_layers,
             "num_key_value_heads": self.num_kv_heads,
-            "rms_norm_eps": self._get("attention.layer_norm_rms_epsilon", float),
+            "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon"),
             "rope_scaling": self._rope_scaling(),
-            "rope_theta": self._get("rope.freq_base", float, 10000.0),
+            "rope_theta": self.rope_theta,
             "tie_word_embeddings": "output.weight" not in self.gguf.tensors,
             "use_cache": True,
             "vocab_size": self.vocab_size,
@@ -187,7 +197,7 @@ class ModelReader:
             name = key.removeprefix(prefix)
             if name != key and name not in _ROPE_KEYS and value != _NEUTRAL_ROPE_VALUES.get(name):
                 raise CheckpointError(f"{self.gguf.path}: {key!r} is {quote(value)}; this rope option is not supported")
-        factor = self._get("rope.scaling.factor", float, self._get("rope.scale_linear", float, 0.0))
+        factor = self._number("rope.scaling.factor", self._number("rope.scale_linear", 0.0))
         # As in llama.cpp: a factor without a type is linear, a factor of 0 or 1 none.
         kind = self._get("rope.scaling.type", str, "linear")
         scaling = None
@@ -199,7 +209,7 @@ class ModelReader:
             scaling["original_max_position_embeddings"] = self._size("rope.scaling.original_context_length")
             for key in ("beta_fast", "beta_slow"):
                 if f"{prefix}yarn_{key}" in self.gguf.metadata:
-                    scaling[key] = self._get(f"rope.scaling.yarn_{key}", float)
+                    scaling[key] = self._number(f"rope.scaling.yarn_{key}")
         if ROPE_FREQS not in self.gguf.tensors:
             return scaling
         if scaling:
@@ -210,9 +220,12 @@ class ModelReader:
         """Find the parameters behind the stored frequency divisors of a "llama3" rope; all ones mean none."""
         tensor = self.gguf.tensors[ROPE_FREQS]
         divisors = tensor.rows(slice(None)).reshape(-1)
+        if len(divisors) != self.head_dim // 2:
+            raise CheckpointError(
+                f"{self.gguf.path}: tensor {ROPE_FREQS!r} has shape {tensor.shape}, expected ({self.head_dim // 2},)"
+            )
         if (divisors == 1).all():
             return None
-        theta = self._get("rope.freq_base", float, 10000.0)
         scaling = {
             "rope_type": "llama3",
             "factor": float(str(divisors.max())),
@@ -220,15 +233,16 @@ class ModelReader:
             "high_freq_factor": 4.0,
         }
         given = self._get("rope.scaling.original_context_length", int, 8192)
-        for original in (given, *(1 << power for power in range(5, 21))):
+        sound = bool(np.isfinite(divisors).all()) and divisors.min() >= 1
+        for original in (given, *(1 << power for power in range(5, 21))) if sound else ():
             scaling["original_max_position_embeddings"] = original
-            expected = llama3_divisors(self.head_dim, theta, scaling)
+            expected = llama3_divisors(self.head_dim, self.rope_theta, scaling)
             # Stored in float32 after a float32 computation, while neighbouring candidates differ by tens of percent.
-            if divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-4, atol=0):
+            if np.allclose(divisors, expected, rtol=1e-4, atol=0):
                 return scaling
         raise CheckpointError(
-            f"{self.gguf.path}: tensor {ROPE_FREQS!r} {tensor.shape} fits no llama3 rope scaling with low_freq_factor 1 and "
-            "high_freq_factor 4; other stored frequencies are not supported"
+            f"{self.gguf.path}: tensor {ROPE_FREQS!r} {tensor.shape} fits no llama3 rope scaling with low_freq_factor "
+            "1 and high_freq_factor 4; other stored frequencies are not supported"
         )
 
     def _make_plans(self) -> dict[str, TensorPlan]:

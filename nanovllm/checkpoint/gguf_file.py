@@ -256,7 +256,8 @@ class _HeaderReader:
         begin, end = start + offset, start + offset + num_rows * row_bytes
         if end > len(self.data):
             raise self.error(
-                f"is truncated: tensor {quote(name)} ends at byte {end:,}, and the file has {len(self.data):,}; get it again"
+                f"is truncated: tensor {quote(name)} ends at byte {end:,}, and the file has {len(self.data):,}; "
+                "get it again"
             )
         raw = np.frombuffer(self.data, np.uint8, end - begin, begin).reshape(num_rows, row_bytes)
         return GgufTensor(name, type_name, shape, raw)

@@ -228,7 +228,8 @@ class TokenizerReader:
         if tag is None:
             raise self._error(
                 key,
-                "is absent: the file is older than llama.cpp's record of pre-tokenizers; convert the model to GGUF again",
+                "is absent: the file is older than llama.cpp's record of pre-tokenizers; convert the model "
+                "to GGUF again",
             )
         if tag not in PRE_TOKENIZERS:
             raise self._error(key, f"is {quote(tag)}, expected one of {', '.join(PRE_TOKENIZERS)}")

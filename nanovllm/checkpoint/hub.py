@@ -21,7 +21,8 @@ ALLOW_PATTERNS = ["*.json", "*.jinja", "*.safetensors"]
 IGNORE_PATTERNS = ["*/*", "consolidated*.safetensors"]
 
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-_HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9_][A-Za-z0-9_./+-]{{0,199}}))?")
+_HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>.+))?")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,199}")
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
@@ -63,7 +64,10 @@ def resolve_model(model: str | os.PathLike, *, revision: str | None = None, rela
         )
     if revision and match["revision"] and revision != match["revision"]:
         raise UsageError(f"model {name!r} names revision {match['revision']}, but revision={revision!r} is given too")
-    return _fetch(match["repo"], revision or match["revision"])
+    revision = revision or match["revision"]
+    if revision and not (_REVISION.fullmatch(revision) and ".." not in revision):
+        raise UsageError(f"model {match['repo']}: {revision!r} cannot be a revision; expected a branch, tag or commit")
+    return _fetch(match["repo"], revision)
 
 
 def _local_candidates(name: str, relative_to: Path | None) -> list[Path]:

@@ -152,7 +152,7 @@ class Checkpoint:
                 )
             self._home[name] = files[shard]
         for file in files.values():
-            for name in file.tensors.keys() - weight_map.keys():
+            for name in sorted(file.tensors.keys() - weight_map.keys()):
                 other = self._home.setdefault(name, file)
                 if other is not file:
                     raise CheckpointError(

@@ -39,7 +39,8 @@ class TensorSource:
         name: its name in the checkpoint.
         dtype: "F32", "F16" or "BF16", to which its numbers are rounded.
         shape: its dimensions.
-        chunks: called once, gives float32 arrays that, flattened one after the other, are the tensor in row-major order.
+        chunks: called once, gives float32 arrays that, flattened one after the other, are the tensor in row-major
+            order.
     """
 
     name: str
@@ -170,8 +171,8 @@ def new_directory(out_dir: str | os.PathLike, *, needed_bytes: int, replace: boo
     except OSError as cause:
         if cause.errno in _NO_SPACE:
             raise UsageError(
-                f"the disk ran full while {out_dir} was written ({_gigabytes(needed_bytes)} needed); what was written is "
-                "removed again, free some space or choose another directory"
+                f"the disk ran full while {out_dir} was written ({_gigabytes(needed_bytes)} needed); what was written "
+                "is removed again, free some space or choose another directory"
             ) from cause
         raise UsageError(f"{out_dir} cannot be written: {cause.strerror or cause}; choose another directory") from cause
 
@@ -265,7 +266,8 @@ def _pieces(tensors: Sequence[TensorSource]) -> Iterator[memoryview]:
         if written_bytes != tensor.nbytes:
             # A header that promises other sizes than follow would shift every later tensor.
             raise CheckpointError(
-                f"tensor {tensor.name!r} gave {written_bytes:,} bytes, expected {tensor.nbytes:,} for shape {tensor.shape}"
+                f"tensor {tensor.name!r} gave {written_bytes:,} bytes, expected {tensor.nbytes:,} for "
+                f"shape {tensor.shape}"
             )
 
 

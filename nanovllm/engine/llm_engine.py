@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from nanovllm.checkpoint.loader import Checkpoint
 from nanovllm.config import EngineConfig
 from nanovllm.engine.batch import Batch
@@ -25,6 +27,7 @@ from nanovllm.kernels.team import Team
 from nanovllm.machine import available_memory, usable_cpus
 from nanovllm.models import load_spec
 from nanovllm.models.spec import ModelSpec
+from nanovllm.sampling_params import SamplingParams
 
 
 @dataclass(slots=True)
@@ -48,6 +51,7 @@ class LLMEngine:
         self.block_manager = BlockManager(limits.num_blocks, BLOCK_SIZE, enable_prefix_caching)
         self.scheduler = Scheduler(self.block_manager, limits.max_num_seqs, limits.max_num_batched_tokens)
         self.stats = EngineStats()
+        self.dtype = "float32"
 
     @property
     def has_unfinished(self) -> bool:
@@ -102,6 +106,16 @@ class LLMEngine:
         self.stats.computed_tokens += len(batch.token_ids)
         self.scheduler.finish_step(step)
         return advanced
+
+    def next_token_logits(self, token_ids: list[int]) -> np.ndarray:
+        """Return the logits [vocab_size] after a prompt, float32; nothing else may be in flight."""
+        self.check_prompt(token_ids)
+        if self.has_unfinished:
+            raise RuntimeError("next_token_logits needs an idle engine")
+        self.add(Sequence("", list(token_ids), SamplingParams(temperature=0.0, max_tokens=1)))
+        while self.has_unfinished:
+            self.step()
+        return self.runner.last_logits[0].copy()
 
     def abort(self, seq: Sequence, reason: str = "abort") -> None:
         """End a sequence between two steps; its blocks are free at once."""

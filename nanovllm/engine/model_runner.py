@@ -24,12 +24,13 @@ class ModelRunner:
 
     def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits, team: Team):
         self.spec = spec
+        self.team = team
         self.decoder = Decoder(
             team, spec, spec.rope.inv_freq, spec.rope.attention_scaling, weights.embedding, weights.final_norm,
             weights.lm_head, weights.layers, limits.num_blocks, limits.max_num_batched_tokens,
         )  # fmt: skip
         self.sampler = Sampler(team, spec.vocab_size)
-        self._logits = np.empty((0, spec.vocab_size), np.float32)
+        self.last_logits = np.empty((0, spec.vocab_size), np.float32)
 
     def run(self, batch: Batch) -> list[int]:
         """Compute the step and draw the next token of every part that reached its newest token.
@@ -48,9 +49,9 @@ class ModelRunner:
         return self._sample(logits, [part.seq for part in batch.samples])
 
     def _logits_for(self, num_rows: int) -> np.ndarray:
-        if self._logits.shape[0] < num_rows:
-            self._logits = np.empty((num_rows, self.spec.vocab_size), np.float32)
-        return self._logits[:num_rows]
+        if self.last_logits.shape[0] < num_rows:
+            self.last_logits = np.empty((num_rows, self.spec.vocab_size), np.float32)
+        return self.last_logits[:num_rows]
 
     def _sample(self, logits: np.ndarray, seqs: list[Sequence]) -> list[int]:
         params = np.zeros(len(seqs), ROW_PARAMS_DTYPE)

@@ -144,15 +144,15 @@ def attention(
     """
     group_size = q.shape[1] // k.shape[1]
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    keys = np.repeat(k, group_size, axis=1)  # [context_len, num_heads, head_dim]
-    values = np.repeat(v, group_size, axis=1)
-    scores = np.einsum("qhd,jhd->hqj", q, keys) * q.dtype.type(scale)
+    keys = np.repeat(k, group_size, axis=1).transpose(1, 2, 0)  # [num_heads, head_dim, context_len]
+    values = np.repeat(v, group_size, axis=1).transpose(1, 0, 2)  # [num_heads, context_len, head_dim]
+    scores = q.transpose(1, 0, 2) @ keys * q.dtype.type(scale)  # [num_heads, num_queries, context_len]
     distance = np.asarray(q_positions)[:, None] - np.arange(len(k))[None, :]  # [num_queries, context_len]
     visible = distance >= 0
     if window:
         visible &= distance < window
     weights = softmax(np.where(visible[None], scores, q.dtype.type(-np.inf)))  # [num_heads, num_queries, context_len]
-    return np.einsum("hqj,jhd->qhd", weights, values)
+    return (weights @ values).transpose(1, 0, 2)
 
 
 def write_kv(k_cache: np.ndarray, v_cache: np.ndarray, k: np.ndarray, v: np.ndarray, slot_mapping: np.ndarray) -> None:

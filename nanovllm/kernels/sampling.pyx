@@ -44,7 +44,10 @@ cdef extern from "csrc/sampling_select.h" nogil:
     double sampling_sum(const float* w, Py_ssize_t n)
     Py_ssize_t sampling_pick(const float* w, Py_ssize_t n, double target)
     float sampling_kth_largest(const float* x, Py_ssize_t n, Py_ssize_t k)
-    SamplingBoundary sampling_boundary(float* keys, float* weights, Py_ssize_t n, double budget, float guess)
+    double sampling_mass_up_to(const float* keys, const float* weights, Py_ssize_t n, float bound)
+    SamplingBoundary sampling_boundary(float* keys, float* weights, Py_ssize_t n, double budget)
+    Py_ssize_t sampling_compact(
+        float* weights, int* ids, int every_id, Py_ssize_t n, float bound, Py_ssize_t ties)
 
 
 cdef double GREEDY_TEMPERATURE = 1e-5
@@ -130,17 +133,9 @@ cdef Py_ssize_t gather_from(
     return count
 
 
-# Keeps values above `bound` and the first `ties` of those equal to it.
-cdef void keep_from(Kept* kept, float bound, Py_ssize_t ties, const SampleScratch* scratch) noexcept nogil:
-    cdef Py_ssize_t i, count = 0, seen = 0
-    cdef float value
-    for i in range(kept.count):
-        value = scratch.weights[i]
-        scratch.weights[count] = value
-        scratch.ids[count] = <int>i if kept.every_id else scratch.ids[i]
-        count += (value > bound) | ((value == bound) & (seen < ties))
-        seen += value == bound
-    kept.count = count
+# Keeps weights above `bound` and the first `ties` of those equal to it.
+cdef inline void keep_from(Kept* kept, float bound, Py_ssize_t ties, const SampleScratch* scratch) noexcept nogil:
+    kept.count = sampling_compact(scratch.weights, scratch.ids, kept.every_id, kept.count, bound, ties)
     kept.every_id = False
 
 
@@ -159,16 +154,19 @@ cdef void gather_top_k(
 
 cdef void keep_top_p(Kept* kept, double top_p, const SampleScratch* scratch) noexcept nogil:
     cdef double budget = (1.0 - top_p) * sampling_sum(scratch.weights, kept.count)
-    cdef double removed
+    cdef double removed = 0.0
+    # All weights up to budget / count go for certain: together they cannot exceed the budget. Rounded down, so that
+    # this holds in float32 too and the largest weight, 1, stays.
+    cdef float certain = nextafterf(<float>(budget / kept.count), <float>-INFINITY)
     cdef SamplingBoundary border
+    budget -= sampling_mass_up_to(scratch.weights, scratch.weights, kept.count, certain)
+    keep_from(kept, certain, 0, scratch)
     memcpy(scratch.keys, scratch.weights, kept.count * sizeof(float))
-    # All weights up to budget / count go for certain, since together they cannot exceed the budget.
-    border = sampling_boundary(scratch.keys, scratch.keys, kept.count, budget, <float>(budget / kept.count))
-    removed = floor((budget - border.mass_below) / border.key) if border.count > 0 else 0.0
+    border = sampling_boundary(scratch.keys, scratch.keys, kept.count, budget)
     if border.count == 0:
         border.count = 1
-    if removed > border.count - 1:
-        removed = border.count - 1
+    else:
+        removed = min(floor((budget - border.mass_below) / border.key), border.count - 1.0)
     keep_from(kept, border.key, border.count - <Py_ssize_t>removed if removed > 0 else border.count, scratch)
 
 
@@ -198,7 +196,7 @@ cdef void keep_typical(
     memcpy(scratch.masses, scratch.weights, kept.count * sizeof(float))
     # The set may reach the mass exactly, while the border is where a budget is exceeded.
     border = sampling_boundary(
-        scratch.keys, scratch.masses, kept.count, nextafter(params.typical_p * total, 0.0), -1.0)
+        scratch.keys, scratch.masses, kept.count, nextafter(params.typical_p * total, 0.0))
     for i in range(kept.count):
         distance = <float>fabs(log_weight(logits, row_max, params.temperature, kept, scratch.ids, i) - mean_log)
         scratch.weights[count] = scratch.weights[i]

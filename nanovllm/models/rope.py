@@ -104,19 +104,19 @@ def build_rope(
 def _scaling(config: Fields) -> Fields:
     """Merge the old and the new spelling of the rope object; both may be present if they do not contradict."""
     merged: dict[str, Any] = {}
-    name = "rope_scaling"
-    for key in ("rope_parameters", "rope_scaling"):
-        values = _same_for_all_layers(config, key)
+    prefix = "rope_scaling."
+    for spelling in ("rope_parameters", "rope_scaling"):
+        values = _same_for_all_layers(config, spelling)
         if not values:
             continue
         old_type = values.pop("type", None)
-        spellings = (values.get("rope_type"), old_type, "default")
-        values["rope_type"] = next(spelling for spelling in spellings if spelling is not None)
-        if any(merged.get(shared, value) != value for shared, value in values.items()):
+        names = (values.get("rope_type"), old_type, "default")
+        values["rope_type"] = next(name for name in names if name is not None)
+        if any(key in merged and merged[key] != value for key, value in values.items()):
             config.refuse("rope_scaling", "the values of rope_parameters", "remove one of the two keys")
         merged.update(values)
-        name = key
-    return Fields(merged, config.where, f"{name}.")
+        prefix = spelling + "."
+    return Fields(merged, config.where, prefix)
 
 
 def _same_for_all_layers(config: Fields, key: str) -> dict[str, Any]:

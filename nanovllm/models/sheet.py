@@ -143,7 +143,8 @@ class Sheet:
             default = max(1, hidden_size // num_heads)
         head_dim = config.integer("head_dim", high=_MAX_HEAD_DIM, default=default)
         if head_dim > _MAX_HEAD_DIM or head_dim % 2:
-            config.refuse("head_dim", f"an even number up to {_MAX_HEAD_DIM} (it works out as {head_dim})")
+            derived = "" if config.raw("head_dim") else f" (hidden_size / num_attention_heads is {head_dim})"
+            config.refuse("head_dim", f"an even number up to {_MAX_HEAD_DIM}{derived}")
         return head_dim
 
     def _refuse_unserved(self, config: Fields) -> None:

@@ -1,7 +1,7 @@
 """The NumPy reference against what transformers computed; every other kernel test leans on this file."""
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ def read_safetensors(path):
     return tensors
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_case(case):
     weights = {}
     for shard in sorted((MODELS / case).glob("*.safetensors")):
@@ -44,9 +44,14 @@ def load_case(case):
         return weights, expected, {key: arrays[key] for key in arrays.files}
 
 
+@cache
+def load_spec_once(case, max_model_len):
+    return load_spec(MODELS / case, max_model_len)
+
+
 def spec_for(case, length):
     """The spec for a sequence of `length` tokens; where rope depends on the length, transformers uses exactly that."""
-    return load_spec(MODELS / case, max_model_len=length if case in SETTLED_BY_LENGTH else None)
+    return load_spec_once(case, length if case in SETTLED_BY_LENGTH else None)
 
 
 def test_all_seventeen_checkpoints_are_here():

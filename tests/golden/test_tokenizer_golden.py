@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nanovllm.tokenizer import Tokenizer
@@ -19,13 +20,17 @@ def load(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module", params=["qwen3", "smollm2"])
-def big(request, tmp_path_factory):
-    packed = BIG_GOLDEN / "tokenizer" / request.param / "tokenizer.json.gz"
+def unpack_tokenizer(name, folder):
+    packed = BIG_GOLDEN / "tokenizer" / name / "tokenizer.json.gz"
     if not packed.is_file():
         pytest.skip(f"{packed} is absent; name the folder with the big tokenizers by NANOVLLM_GOLDEN")
-    folder = tmp_path_factory.mktemp(request.param)
     (folder / "tokenizer.json").write_bytes(gzip.decompress(packed.read_bytes()))
+
+
+@pytest.fixture(scope="module", params=["qwen3", "smollm2"])
+def big(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    unpack_tokenizer(request.param, folder)
     shutil.copy(HERE / "tokenizer" / request.param / "tokenizer_config.json", folder)
     return Tokenizer.from_pretrained(folder), load(HERE / "tokenizer" / request.param / "expected.json")
 
@@ -34,7 +39,6 @@ def check_chat(tokenizer, row, **options):
     rendered, ids = tokenizer.encode_chat(row["messages"], **{"add_generation_prompt": False, **options})
     assert rendered == row["rendered"]
     assert ids == row["ids"]
-    assert tokenizer.render_chat(row["messages"], **{"add_generation_prompt": False, **options}) == row["rendered"]
 
 
 def test_there_are_17_tiny_checkpoints():
@@ -106,22 +110,23 @@ def test_chat(big):
 
 
 def test_plain_chatml_template(tmp_path):
-    packed = BIG_GOLDEN / "tokenizer" / "smollm2" / "tokenizer.json.gz"
-    if not packed.is_file():
-        pytest.skip(f"{packed} is absent; name the folder with the big tokenizers by NANOVLLM_GOLDEN")
-    (tmp_path / "tokenizer.json").write_bytes(gzip.decompress(packed.read_bytes()))
+    unpack_tokenizer("smollm2", tmp_path)
     expected = load(HERE / "tokenizer" / "chatml" / "expected.json")
     tokenizer = Tokenizer.from_pretrained(tmp_path, chat_template=expected["chat_template"])
+    assert len(expected["chat"]) == 26
     for row in expected["chat"]:
         check_chat(tokenizer, row, **row["options"])
 
 
-def test_smollm2_recorded_prompts(tmp_path):
-    packed = BIG_GOLDEN / "tokenizer" / "smollm2" / "tokenizer.json.gz"
-    if not packed.is_file():
-        pytest.skip(f"{packed} is absent; name the folder with the big tokenizers by NANOVLLM_GOLDEN")
-    (tmp_path / "tokenizer.json").write_bytes(gzip.decompress(packed.read_bytes()))
+def test_recorded_prompts_of_smollm2(tmp_path):
+    unpack_tokenizer("smollm2", tmp_path)
     shutil.copy(HERE / "smollm2" / "tokenizer_config.json", tmp_path)
     tokenizer = Tokenizer.from_pretrained(tmp_path)
+    recorded = load(HERE / "smollm2" / "chat.json")
+    assert (len(recorded["prompts"]), len(recorded["completions"])) == (20, 4)
+    for row in recorded["prompts"]:
+        assert tokenizer.encode_chat(row["messages"]) == (row["rendered"], row["prompt_ids"])
+    for row in recorded["completions"]:
+        assert tokenizer.encode(row["prompt"]) == row["prompt_ids"]
     passage = (HERE / "smollm2" / "passage.txt").read_text(encoding="utf-8")
-    assert len(tokenizer.encode(passage)) == 1790
+    assert tokenizer.encode(passage) == np.load(HERE / "smollm2" / "passage.npz")["ids"].tolist()

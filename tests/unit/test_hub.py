@@ -236,8 +236,10 @@ def test_directory_is_looked_up_beside_the_job_file_then_in_the_current_director
 
 @pytest.mark.parametrize(
     "model",
-    ["", "./models/x", "../x", "/no/such/x", "~/x", "~nobody-here/x", "a/b/c", "models/x", "no-models", "a--b/c"]
-    + ["a/b.git", "a/..", "a\0b/c", "x" * 5000, "a/b@", "a/b@-x", "-a/b", "a/b c", "org/\N{DEGREE SIGN}"],
+    [
+        *("", "./models/x", "../x", "/no/such/x", "~/x", "~nobody-here/x", "a/b/c", "models/x", "no-models", "a--b/c"),
+        *("a/b.git", "a/..", "a\0b/c", "x" * 5000, "a/b@", "-a/b", "a/b c", "org/\N{DEGREE SIGN}"),
+    ],
 )
 def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(tmp_path, monkeypatch, no_network, model):
     monkeypatch.chdir(tmp_path)
@@ -269,6 +271,16 @@ def test_two_different_revisions_are_refused(no_network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="names revision v1, but revision='v2' is given too"):
         resolve_model("org/name@v1", revision="v2")
+
+
+@pytest.mark.parametrize("revision", ["-x", "../../x", "a..b", "a b", "x" * 300, "\ud800"])
+def test_what_cannot_be_a_revision_is_refused(no_network, tmp_path, monkeypatch, revision):
+    monkeypatch.chdir(tmp_path)
+    for arguments in ({"model": f"org/name@{revision}"}, {"model": "org/name", "revision": revision}):
+        with pytest.raises(
+            UsageError, match="model org/name: .* cannot be a revision; expected a branch, tag or commit"
+        ):
+            resolve_model(**arguments)
 
 
 def test_gguf_file_is_answered_with_the_command_that_converts_it(tmp_path, no_network):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import deserialize, serialize
+from safetensors import deserialize
 from safetensors.numpy import save_file
 
 from nanovllm.checkpoint import loader
@@ -51,8 +51,12 @@ def refused(model_dir, *parts):
 
 
 def save_raw(path, dtype, shape, data):
-    header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    save_bytes(path, {"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}, data)
+
+
+def save_bytes(path, header, data):
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 # ---- files of the directory
@@ -316,12 +320,14 @@ def test_only_a_piece_of_a_large_tensor_is_resident_while_it_is_widened(tmp_path
 
 def test_identity_is_the_same_in_another_place_and_in_another_number_of_files(sharded, tmp_path):
     original = Checkpoint(MODELS / "qwen3-sharded")
-    merged = {}
+    header, data = {}, b""
     for shard in SHARDS:
         for name, tensor in deserialize((sharded / shard).read_bytes()):
-            merged[name] = {"dtype": "bfloat16", "shape": tensor["shape"], "data": bytes(tensor["data"])}
+            offsets = [len(data), len(data) + len(tensor["data"])]
+            header[name] = {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": offsets}
+            data += tensor["data"]
     (tmp_path / "merged").mkdir()
-    (tmp_path / "merged/model.safetensors").write_bytes(serialize(merged))
+    save_bytes(tmp_path / "merged/model.safetensors", header, data)
     single = Checkpoint(tmp_path / "merged")
     for full in (False, True):
         assert original.identity(full) == Checkpoint(sharded).identity(full) == single.identity(full)
@@ -364,8 +370,9 @@ def test_identity_changes_with_names_shapes_dtypes_and_values(tmp_path):
 
 
 def test_json_file_is_returned_as_a_dict(tmp_path):
-    (tmp_path / "config.json").write_text('{"a": [1, "ä"], "a": 2}', encoding="utf-8")
-    assert read_json(tmp_path / "config.json", what="model configuration") == {"a": 2}
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "config.json").write_text('{"a": [1, "ä"], "b": "ä", "a": 2}', encoding=encoding)
+        assert read_json(tmp_path / "config.json", what="model configuration") == {"a": 2, "b": "ä"}
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,9 @@ static double sampling_mass_up_to(const float *keys, const float *weights, ptrdi
     return total;
 }
 
-/* Weighted selection. keys: n >= 1 floats >= 0, overwritten together with weights (which may be the same array).
- * guess: a bound to try first. Both arrays shrink to the undecided part after each pass. */
-static SamplingBoundary sampling_boundary(float *keys, float *weights, ptrdiff_t n, double budget, float guess) {
+/* Weighted selection. keys: n >= 1 floats >= 0, overwritten together with weights (which may be the same array): both
+ * shrink to the undecided part after each pass. */
+static SamplingBoundary sampling_boundary(float *keys, float *weights, ptrdiff_t n, double budget) {
     float smallest = keys[0], largest = keys[0];
     vf low_lanes = v_set(-INFINITY), high_lanes = low_lanes;
     ptrdiff_t start = 0;
@@ -179,10 +179,9 @@ static SamplingBoundary sampling_boundary(float *keys, float *weights, ptrdiff_t
     }
     /* The answer's bits are in (low, high]. */
     int64_t low = (int64_t)sampling_bits(smallest) - 1, high = sampling_bits(largest);
-    int64_t middle = guess >= 0 ? (int64_t)sampling_bits(guess) : -1;
     double mass_below = 0;
     while (high - low > 1) {
-        if (middle <= low || middle >= high) middle = low + (high - low) / 2;
+        int64_t middle = low + (high - low) / 2;
         float bound = sampling_float((uint32_t)middle);
         double mass = mass_below + sampling_mass_up_to(keys, weights, n, bound);
         int keep_lower = mass > budget;
@@ -200,11 +199,33 @@ static SamplingBoundary sampling_boundary(float *keys, float *weights, ptrdiff_t
             low = middle;
             mass_below = mass;
         }
-        middle = low;
     }
     SamplingBoundary found = {sampling_float((uint32_t)high), mass_below, n};
     if (!(mass_below + sampling_block_sum(weights, n) > budget)) found.count = 0;
     return found;
+}
+
+/* Keeps weights above bound and the first `ties` of those equal to it, with their ids, in order; returns how many.
+ * every_id: weight i has id i, and ids is only written. Groups without such a weight are passed over at once. */
+static ptrdiff_t sampling_compact(float *weights, int32_t *ids, int every_id, ptrdiff_t n, float bound,
+                                  ptrdiff_t ties) {
+    ptrdiff_t count = 0, seen = 0;
+    for (ptrdiff_t start = 0; start < n; start += SAMPLING_GROUP) {
+        ptrdiff_t stop = start + SAMPLING_GROUP < n ? start + SAMPLING_GROUP : n;
+        if (stop - start == SAMPLING_GROUP) {
+            vf top = v_load(weights + start);
+            for (ptrdiff_t i = start + VL; i < stop; i += VL) top = v_max(top, v_load(weights + i));
+            if (lanes_max(top) < bound) continue;
+        }
+        for (ptrdiff_t i = start; i < stop; i++) {
+            float weight = weights[i];
+            ids[count] = every_id ? (int32_t)i : ids[i];
+            weights[count] = weight;
+            count += (weight > bound) | ((weight == bound) & (seen < ties));
+            seen += weight == bound;
+        }
+    }
+    return count;
 }
 
 #endif

@@ -1,0 +1,112 @@
+"""`manifest.json`: what was run, on what, and what came of it.
+
+Written when generation begins and again at the end, whatever the end was.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from pathlib import Path
+from typing import Any
+
+import nanovllm
+from jobs import json_text
+from jobs.files import write_atomically
+from jobs.job_file import Job
+from jobs.run_directory import MANIFEST_KIND
+from jobs.tally import Tally
+
+SCHEMA_VERSION = 1
+
+
+class Manifest:
+    """Collects the facts of one run and writes them."""
+
+    def __init__(self, path: Path, job: Job):
+        self._path = path
+        self._values: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": MANIFEST_KIND,
+            "status": "starting",
+            "exit_code": None,
+            "error": None,
+            "job": job.as_json(),
+            "model": {"name": job.model},
+            "tokenizer": None,
+            "input": [{"path": name, "sha256": None, "bytes": None} for name in job.inputs],
+            "sampling": None,
+            "seeds": {"engine": job.engine.get("seed", 0), "sampling": job.sampling.get("seed")},
+            "engine": None,
+            "versions": {"nanovllm": nanovllm.__version__, "python": platform.python_version()},
+            "started": _now(),
+            "ended": None,
+            "resumes": 0,
+        }
+        self.set_counts(Tally(), load_s=0.0, generate_s=0.0)
+
+    def set_model(self, llm: Any, effective: Any, job: Job) -> None:
+        """Record the loaded model and the sampling parameters with where each comes from.
+
+        Args:
+            llm: the loaded `nanovllm.LLM`.
+            effective: the job's `SamplingParams` over the model's defaults.
+            job: the job.
+        """
+        self._values["engine"] = llm.facts()
+        self._values["tokenizer"] = {
+            "sha256": llm.tokenizer.sha256,
+            "chat_template_sha256": llm.tokenizer.chat_template_sha256,
+        }
+        self._values["sampling"] = _with_origins(effective, llm.default_sampling_params(), job.sampling)
+
+    def set_inputs(self, facts: list[dict]) -> None:
+        """Record the input files."""
+        self._values["input"] = facts
+
+    def set_counts(self, tally: Tally, load_s: float, generate_s: float) -> None:
+        """Record what was done and how long it took."""
+        self._values["counts"] = {
+            "rows": tally.rows,
+            "ok": tally.ok,
+            "errors": tally.errors,
+            "skipped": tally.skipped,
+            "lines": tally.lines,
+        }
+        self._values["errors_by_code"] = dict(sorted(tally.errors_by_code.items()))
+        self._values["tokens"] = {
+            "prompt": tally.prompt_tokens,
+            "completion": tally.completion_tokens,
+            "cached": tally.cached_tokens,
+        }
+        rate = tally.completion_tokens / generate_s if generate_s > 0 else 0.0
+        self._values["tokens_per_s"] = round(rate, 3)
+        self._values["seconds"] = {"load": round(load_s, 3), "generate": round(generate_s, 3)}
+
+    def write(self, status: str, exit_code: int | None = None, error: str | None = None) -> None:
+        """Write the file, all or nothing.
+
+        Args:
+            status: running, finished, interrupted or failed.
+            exit_code: the command's exit code, None while it runs.
+            error: one sentence, for a run that failed.
+        """
+        self._values.update(status=status, exit_code=exit_code, error=error)
+        if exit_code is not None:
+            self._values["ended"] = _now()
+        text = json_text.dumps(self._values, indent=2) + "\n"
+        write_atomically(self._path, [text.encode("utf-8")])
+
+
+def _with_origins(effective: Any, model_defaults: Any, job_sampling: dict[str, Any]) -> dict[str, dict]:
+    built_in = type(model_defaults)().to_dict()
+    from_model = model_defaults.to_dict()
+    result = {}
+    for key, value in effective.to_dict().items():
+        origin = "job" if key in job_sampling else "model" if from_model[key] != built_in[key] else "built-in"
+        result[key] = {"value": value, "origin": origin}
+    return result
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,196 @@
+"""Show on stderr how far a run is: a bar, plain lines, JSON lines, or nothing.
+
+A ticker thread asks for the numbers, so that the display moves while the engine is at work on the first rows. Knows
+counts, nothing of rows or files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TextIO
+
+from jobs import json_text
+
+BAR_SECONDS = 0.5
+LINE_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Where a run stands.
+
+    Attributes:
+        rows: rows that are done, of `total` (None when unknown).
+        errors: error rows among them.
+        running: sequences in the engine's batch; `waiting` ones are admitted but not in it.
+        completion_tokens: tokens generated so far, unfinished rows included.
+        seconds: since generation began.
+    """
+
+    rows: int
+    total: int | None
+    errors: int
+    running: int
+    waiting: int
+    completion_tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens for each second so far."""
+        return self.completion_tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+class Display(Protocol):
+    """One way to show snapshots.
+
+    Attributes:
+        seconds: how long to wait between two snapshots.
+    """
+
+    seconds: float
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show where the run stands."""
+
+    def close(self, snapshot: Snapshot) -> None:
+        """Show where it ended and leave the terminal clean."""
+
+
+class Bar:
+    """One tqdm bar over rows."""
+
+    seconds = BAR_SECONDS
+
+    def __init__(self, stream: TextIO, total: int | None):
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, unit="row", file=stream, dynamic_ncols=True, mininterval=0, smoothing=0)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Move the bar."""
+        postfix = f"{snapshot.tokens_per_s:.1f} tok/s, running {snapshot.running}, waiting {snapshot.waiting}"
+        if snapshot.errors:
+            postfix += f", errors {snapshot.errors}"
+        self._bar.n = snapshot.rows
+        self._bar.set_postfix_str(postfix, refresh=True)
+
+    def close(self, snapshot: Snapshot) -> None:
+        """Leave the last state on the terminal."""
+        self.show(snapshot)
+        self._bar.close()
+
+
+class PlainLines:
+    """A line now and then, for logs."""
+
+    seconds = LINE_SECONDS
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Print one line."""
+        total = "" if snapshot.total is None else f"/{snapshot.total}"
+        errors = f", {snapshot.errors} errors" if snapshot.errors else ""
+        print(
+            f"{snapshot.rows}{total} rows{errors}, {snapshot.tokens_per_s:.1f} tok/s, running {snapshot.running}, "
+            f"waiting {snapshot.waiting}, {snapshot.seconds:.0f} s",
+            file=self._stream,
+            flush=True,
+        )
+
+    def close(self, snapshot: Snapshot) -> None:
+        """Print the last line."""
+        self.show(snapshot)
+
+
+class JsonLines:
+    """A JSON object now and then, for programs."""
+
+    seconds = LINE_SECONDS
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Print one object."""
+        self._print("running", snapshot)
+
+    def close(self, snapshot: Snapshot) -> None:
+        """Print the last object."""
+        self._print("ended", snapshot)
+
+    def _print(self, phase: str, snapshot: Snapshot) -> None:
+        values = {
+            "phase": phase,
+            "rows": snapshot.rows,
+            "total": snapshot.total,
+            "errors": snapshot.errors,
+            "running": snapshot.running,
+            "waiting": snapshot.waiting,
+            "completion_tokens": snapshot.completion_tokens,
+            "tokens_per_s": round(snapshot.tokens_per_s, 2),
+            "seconds": round(snapshot.seconds, 2),
+        }
+        print(json_text.dumps(values), file=self._stream, flush=True)
+
+
+class Silence:
+    """Shows nothing."""
+
+    seconds = LINE_SECONDS
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Do nothing."""
+
+    def close(self, snapshot: Snapshot) -> None:
+        """Do nothing."""
+
+
+def make_display(mode: str, stream: TextIO, total: int | None) -> Display:
+    """Make the display for `--progress`; auto is a bar on a terminal and plain lines elsewhere."""
+    if mode == "auto":
+        mode = "bar" if stream.isatty() else "plain"
+    if mode == "bar":
+        return Bar(stream, total)
+    if mode == "none":
+        return Silence()
+    return PlainLines(stream) if mode == "plain" else JsonLines(stream)
+
+
+class Progress:
+    """Shows snapshots at the display's own pace while it is entered.
+
+    Args:
+        display: how to show.
+        snapshot: gives the present state; called from a thread of its own.
+    """
+
+    def __init__(self, display: Display, snapshot: Callable[[], Snapshot]):
+        self._display = display
+        self._snapshot = snapshot
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._guarded(self._display.close)
+
+    def _tick(self) -> None:
+        while not self._ended.wait(self._display.seconds):
+            self._guarded(self._display.show)
+
+    def _guarded(self, show: Callable[[Snapshot], None]) -> None:
+        # Nobody may be reading: a closed terminal or pipe must not end the run.
+        try:
+            show(self._snapshot())
+        except (OSError, ValueError):
+            self._display = Silence()

@@ -1,0 +1,32 @@
+"""The last words of a run on stderr: at most one screen."""
+
+from __future__ import annotations
+
+from jobs.job_file import Job
+from jobs.run_directory import RunDirectory
+from jobs.tally import Tally
+
+_MAX_CODES = 8
+
+
+def summarize(job: Job, directory: RunDirectory, tally: Tally, load_s: float, generate_s: float) -> str:
+    """Say what a finished run did, what went wrong by code, and where the results are."""
+    rate = tally.completion_tokens / generate_s if generate_s > 0 else 0.0
+    lines = [
+        f"{job.name}: {tally.rows} rows: {tally.ok} ok, {tally.errors} errors, {tally.skipped} skipped",
+        f"tokens:  {tally.prompt_tokens} prompt ({tally.cached_tokens} cached), {tally.completion_tokens} completion, "
+        f"{rate:.1f} tok/s",
+        f"time:    {generate_s:.1f} s generating, {load_s:.1f} s loading",
+        f"results: {directory.results} ({tally.lines} lines)",
+    ]
+    if tally.errors:
+        lines.insert(1, f"errors:  {_by_code(tally)}")
+    return "\n".join(lines)
+
+
+def _by_code(tally: Tally) -> str:
+    common = tally.errors_by_code.most_common(_MAX_CODES)
+    words = [f"{code} {number}" for code, number in common]
+    if len(tally.errors_by_code) > _MAX_CODES:
+        words.append("…")
+    return ", ".join(words)

@@ -1,0 +1,267 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanovllm.errors import ConfigError
+from nanovllm.sampling_params import SamplingParams, derive_seed, describe_fields
+
+VLLM_DEFAULTS = {
+    "n": 1,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "seed": None,
+    "stop": [],
+    "stop_token_ids": [],
+    "ignore_eos": False,
+    "max_tokens": 16,
+    "min_tokens": 0,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "detokenize": True,
+}
+
+
+def test_defaults_are_vllms_plus_typical_p_off():
+    assert SamplingParams().to_dict() == VLLM_DEFAULTS | {"typical_p": 1.0}
+    assert SamplingParams().to_dict(only_changed=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "given_value", "kept"),
+    [
+        ("temperature", 0, 0.0),
+        ("temperature", 9e-6, 0.0),
+        ("temperature", 1e-5, 0.01),
+        ("temperature", 0.009, 0.01),
+        ("temperature", 0.01, 0.01),
+        ("temperature", 2, 2.0),
+        ("top_k", -1, 0),
+        ("top_k", 5.0, 5),
+        ("top_k", np.int64(7), 7),
+        ("top_p", np.float32(0.5), 0.5),
+        ("top_p", 1, 1.0),
+        ("min_p", 1, 1.0),
+        ("seed", -1, None),
+        ("seed", -2, -2),
+        ("seed", 2**64 - 1, 2**64 - 1),
+        ("seed", -(2**63), -(2**63)),
+        ("max_tokens", None, None),
+        ("max_tokens", 64.0, 64),
+        ("stop", None, ()),
+        ("stop", "END", ("END",)),
+        ("stop", ["a", "b"], ("a", "b")),
+        ("stop_token_ids", None, ()),
+        ("stop_token_ids", [0, 7], (0, 7)),
+        ("stop_token_ids", np.array([3, 4]), (3, 4)),
+        ("repetition_penalty", 1e-3, 1e-3),
+    ],
+)
+def test_value_is_kept_in_one_form(field, given_value, kept):
+    value = getattr(SamplingParams(**{field: given_value}), field)
+    assert value == kept
+    assert type(value) is type(kept)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("n", 0, "an integer of at least 1"),
+        ("n", True, "an integer of at least 1"),
+        ("n", 1.5, "an integer of at least 1"),
+        ("n", None, "an integer of at least 1"),
+        ("temperature", -0.1, "a number of at least 0 and at most 2"),
+        ("temperature", 2.1, "a number of at least 0 and at most 2"),
+        ("temperature", math.nan, "a number of at least 0 and at most 2"),
+        ("temperature", math.inf, "a number of at least 0 and at most 2"),
+        ("temperature", "0.5", "a number of at least 0 and at most 2"),
+        ("temperature", False, "a number of at least 0 and at most 2"),
+        ("temperature", 10**400, "a number of at least 0 and at most 2"),
+        ("top_p", 0, "a number above 0 and at most 1"),
+        ("top_p", 1.01, "a number above 0 and at most 1"),
+        ("typical_p", 0.0, "a number above 0 and at most 1"),
+        ("min_p", -1e-9, "a number of at least 0 and at most 1"),
+        ("top_k", -2, "an integer of at least -1"),
+        ("top_k", math.inf, "an integer of at least -1"),
+        ("presence_penalty", 2.5, "a number of at least -2 and at most 2"),
+        ("frequency_penalty", -2.5, "a number of at least -2 and at most 2"),
+        ("repetition_penalty", 0, "a number above 0"),
+        ("repetition_penalty", math.inf, "a number above 0"),
+        ("repetition_penalty", 10**400, "a number above 0"),
+        ("seed", 2**64, "or null"),
+        ("seed", -(2**63) - 1, "or null"),
+        ("seed", "7", "or null"),
+        ("max_tokens", 0, "an integer of at least 1 or null"),
+        ("min_tokens", -1, "an integer of at least 0"),
+        ("stop", "", "a non-empty string or a list of them"),
+        ("stop", ["a", ""], "a non-empty string or a list of them"),
+        ("stop", ["a", 3], "a non-empty string or a list of them"),
+        ("stop", 3, "a non-empty string or a list of them"),
+        ("stop", {"a": 1}, "a non-empty string or a list of them"),
+        ("stop_token_ids", [-1], "a list of token ids"),
+        ("stop_token_ids", [True], "a list of token ids"),
+        ("stop_token_ids", ["2"], "a list of token ids"),
+        ("stop_token_ids", 2, "a list of token ids"),
+        ("stop_token_ids", "12", "a list of token ids"),
+        ("ignore_eos", 1, "true or false"),
+        ("detokenize", "yes", "true or false"),
+        ("skip_special_tokens", None, "true or false"),
+    ],
+)
+def test_refusal_names_field_found_and_expected(field, value, expected):
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams(**{field: value})
+    message = str(caught.value)
+    assert message.startswith(f"sampling: {field} is ")
+    assert expected in message
+    assert len(message) < 250
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"min_tokens": 17}, ["min_tokens is 17", "max_tokens, which is 16"]),
+        ({"n": 2, "temperature": 0}, ["n is 2", "expected 1", "greedy"]),
+        ({"stop": "x", "detokenize": False}, ["detokenize is false", "['x']", "stop_token_ids"]),
+    ],
+)
+def test_contradictions_name_both_fields(settings, words):
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams(**settings)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_min_tokens_is_free_without_max_tokens():
+    assert SamplingParams(max_tokens=None, min_tokens=1000).min_tokens == 1000
+
+
+def test_greedy_and_penalties_are_told():
+    assert SamplingParams(temperature=0).is_greedy
+    assert not SamplingParams(temperature=1e-5).is_greedy
+    assert not SamplingParams().has_penalties
+    for field in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+        assert SamplingParams(**{field: 0.5}).has_penalties
+
+
+def test_override_of_one_key_keeps_the_base():
+    model = SamplingParams.from_dict({"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1})
+    job = SamplingParams.from_dict({"temperature": 0}, base=model)
+    assert job.is_greedy
+    assert job.repetition_penalty == 1.1
+    row = SamplingParams.from_dict({"temperature": 0.7}, base=job)
+    assert (row.temperature, row.top_k) == (0.7, 20)
+    assert model.temperature == 0.6
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("temprature", "temperature"),
+        ("max_token", "max_tokens"),
+        ("max_new_tokens", "max_tokens"),
+        ("repeat_penalty", "repetition_penalty"),
+        ("stop_tokens_ids", "stop_token_ids"),
+    ],
+)
+def test_unknown_key_names_the_nearest(key, nearest):
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'; did you mean {nearest}\\?"):
+        SamplingParams.from_dict({key: 1})
+
+
+def test_unknown_key_without_a_near_one_lists_all():
+    with pytest.raises(ConfigError, match=r"unknown key 'zzz'; known settings: n, .*detokenize"):
+        SamplingParams.from_dict({"zzz": 1})
+    with pytest.raises(ConfigError, match="unknown key 3"):
+        SamplingParams.from_dict({3: 1})
+
+
+@pytest.mark.parametrize("mapping", [None, [], "temperature", 3])
+def test_settings_must_be_a_mapping(mapping):
+    with pytest.raises(ConfigError, match="expected a mapping of settings"):
+        SamplingParams.from_dict(mapping)
+
+
+def test_changes_are_checked_and_copies_are_independent():
+    params = SamplingParams(stop="x")
+    copy = params.clone()
+    assert copy == params
+    assert copy is not params
+    with pytest.raises(ConfigError, match="top_p is 7"):
+        params.replace(top_p=7)
+    assert params.replace(top_p=0.5).top_p == 0.5
+    assert params.top_p == 1.0
+
+
+def test_attributes_cannot_be_invented():
+    with pytest.raises(AttributeError):
+        SamplingParams().temprature = 1.0
+
+
+def test_every_field_is_described():
+    infos = describe_fields()
+    assert [info.name for info in infos] == list(SamplingParams().to_dict())
+    for info in infos:
+        assert info.help
+        assert info.expected
+    top_p = next(info for info in infos if info.name == "top_p")
+    assert (top_p.kind, top_p.default, top_p.low, top_p.high, top_p.above_low) == ("float", 1.0, 0, 1, True)
+
+
+settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "presence_penalty": st.floats(-2, 2),
+        "frequency_penalty": st.floats(-2, 2),
+        "repetition_penalty": st.floats(0.01, 100),
+        "temperature": st.floats(0, 2),
+        "top_p": st.floats(0, 1, exclude_min=True),
+        "top_k": st.integers(-1, 2**31),
+        "min_p": st.floats(0, 1),
+        "typical_p": st.floats(0, 1, exclude_min=True),
+        "seed": st.none() | st.integers(-(2**63), 2**64 - 1),
+        "stop": st.none() | st.text(min_size=1) | st.lists(st.text(min_size=1)),
+        "stop_token_ids": st.none() | st.lists(st.integers(0, 2**31 - 1)),
+        "ignore_eos": st.booleans(),
+        "max_tokens": st.none() | st.integers(100, 10**9),
+        "min_tokens": st.integers(0, 16),
+        "skip_special_tokens": st.booleans(),
+        "include_stop_str_in_output": st.booleans(),
+    },
+)
+
+
+@given(settings)
+def test_round_trip_through_json(values):
+    params = SamplingParams.from_dict(values)
+    assert SamplingParams.from_dict(json.loads(json.dumps(params.to_dict()))) == params
+    assert SamplingParams.from_dict(json.loads(json.dumps(params.to_dict(only_changed=True)))) == params
+
+
+@given(st.dictionaries(st.sampled_from(list(VLLM_DEFAULTS)), st.none() | st.booleans() | st.text() | st.floats()))
+def test_any_value_gives_settings_or_our_error(values):
+    try:
+        params = SamplingParams.from_dict(values)
+    except ConfigError:
+        return
+    assert 0 <= params.temperature <= 2
+    assert 0 < params.top_p <= 1
+    assert params.top_k >= 0
+
+
+def test_derived_seed_is_fixed_for_ever():
+    # What `printf 0:a17 | b2sum -l 64` prints, read as a little-endian integer.
+    assert derive_seed(0, "a17") == int.from_bytes(bytes.fromhex("2ffa212395455963"), "little")
+    seeds = {derive_seed(engine_seed, key) for engine_seed in (0, 1, -1) for key in ("", "0", "1", "1:0", "é", "\ud800")}
+    assert len(seeds) == 18
+    assert all(0 <= seed < 2**64 for seed in seeds)
