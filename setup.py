@@ -42,7 +42,11 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 # One source compiled for each level; isa.c chooses at run time, so one wheel runs everywhere.
 LEVEL_FLAGS = {"level_scalar.c": []}
 if X86:
-    LEVEL_FLAGS |= {"level_avx2.c": AVX2, "level_avx512.c": AVX512}
+    LEVEL_FLAGS |= {
+        "level_avx2.c": AVX2,
+        "level_avx512.c": AVX512,
+        "level_avx512_bf16.c": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
+    }
 
 
 class BuildExt(build_ext):
@@ -76,7 +80,7 @@ EXTENSIONS = [
     extension("isa", "isa.c", *LEVEL_FLAGS),
     extension("team", "team.c"),
     extension("blas"),
-    extension("linear"),
+    extension("linear", "pack.c"),
     extension("decoder"),
     extension("ops"),
     extension("sampling"),

@@ -6,6 +6,7 @@ goes to the sink at once. Knows neither files nor displays.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -52,13 +53,14 @@ class Generation:
 
     def run(self, raw_rows: Iterator[RawRow], parser: RowParser) -> None:
         """Do all rows."""
-        outputs = self._llm.generate_iter(self._requests(raw_rows, parser))
-        for output in outputs:
-            row = output.data
-            if output.error is not None:
-                self._refuse(row, output.error)
-            else:
-                self._take(answered(row, output))
+        # closed when the pass breaks off, so that the engine drops what is in flight
+        with contextlib.closing(self._llm.generate_iter(self._requests(raw_rows, parser))) as outputs:
+            for output in outputs:
+                row = output.data
+                if output.error is not None:
+                    self._refuse(row, output.error)
+                else:
+                    self._take(answered(row, output))
 
     @property
     def seconds(self) -> float:

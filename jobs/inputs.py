@@ -59,5 +59,7 @@ def _reader(source: ByteSource):
     reader = READERS.get(source.suffix)
     if reader is None:
         kinds = " ".join(READERS)
-        raise ConfigError(f"{source.name}: files named {source.suffix!r} are not read: use one of {kinds}, each also .gz")
+        raise ConfigError(
+            f"{source.name}: files named {source.suffix!r} are not read: use one of {kinds}, each also .gz"
+        )
     return reader(source)

@@ -87,11 +87,11 @@ class Job:
     progress: str = "auto"
 
     def as_json(self) -> dict[str, Any]:
-        """Give the job as JSON values, for the manifest."""
+        """Give the job as JSON values under the names of a job file, for the manifest."""
         values = dataclasses.asdict(self)
         for key in ("path", "model_folder", "output"):
             values[key] = str(values[key])
-        values["inputs"] = list(self.inputs)
+        values["input"] = list(values.pop("inputs"))
         return values
 
 
@@ -222,7 +222,8 @@ def _check_sampling(section: Section, key: str | None, values: dict[str, Any]) -
         SamplingParams.from_dict(values, base=base)
     except ConfigError as error:
         place = section.place() if key is None else section.place(key)
-        raise ConfigError(f"{place}: {error}{hint(values.get(key))}") from None
+        reason = str(error).removeprefix("sampling: ")
+        raise ConfigError(f"{place}: {reason}{hint(values.get(key))}") from None
 
 
 def _read_engine(section: Section) -> dict[str, Any]:
@@ -242,8 +243,8 @@ def _read_overlong(root: Section, prompt: PromptSettings) -> str:
     policy = root.choice("on_overlong", OVERLONG_POLICIES, "error")
     if policy.startswith("truncate") and prompt.chat:
         raise ConfigError(
-            f"{root.place('on_overlong')}: {policy} is served for raw prompts only, since cutting a rendered chat could "
-            "remove its frame: use error or skip, or prompt.chat: false"
+            f"{root.place('on_overlong')}: {policy} is served for raw prompts only, since cutting a rendered chat "
+            "could remove its frame: use error or skip, or prompt.chat: false"
         )
     return policy
 

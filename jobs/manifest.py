@@ -19,6 +19,9 @@ from jobs.tally import Tally
 
 SCHEMA_VERSION = 1
 
+# What `LLM.facts` tells besides the model.
+_FACTS = ("tokenizer", "engine", "kernels", "cpu", "versions")
+
 
 class Manifest:
     """Collects the facts of one run and writes them."""
@@ -33,11 +36,10 @@ class Manifest:
             "error": None,
             "job": job.as_json(),
             "model": {"name": job.model},
-            "tokenizer": None,
             "input": [{"path": name, "sha256": None, "bytes": None} for name in job.inputs],
             "sampling": None,
             "seeds": {"engine": job.engine.get("seed", 0), "sampling": job.sampling.get("seed")},
-            "engine": None,
+            **dict.fromkeys(_FACTS),
             "versions": {"nanovllm": nanovllm.__version__, "python": platform.python_version()},
             "started": _now(),
             "ended": None,
@@ -53,11 +55,9 @@ class Manifest:
             effective: the job's `SamplingParams` over the model's defaults.
             job: the job.
         """
-        self._values["engine"] = llm.facts()
-        self._values["tokenizer"] = {
-            "sha256": llm.tokenizer.sha256,
-            "chat_template_sha256": llm.tokenizer.chat_template_sha256,
-        }
+        facts = llm.facts()
+        self._values["model"].update(facts["model"])
+        self._values.update({key: facts[key] for key in _FACTS})
         self._values["sampling"] = _with_origins(effective, llm.default_sampling_params(), job.sampling)
 
     def set_inputs(self, facts: list[dict]) -> None:

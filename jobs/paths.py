@@ -62,7 +62,9 @@ def find_inputs(pattern: str, folders: list[Path], place: str) -> list[Path]:
         if literal.exists():
             return [literal]
         if glob.has_magic(pattern):
-            found = sorted(Path(path) for path in glob.glob(str(_plain(folder) / pattern), recursive=True))
+            # not Path.glob: it refuses an absolute pattern
+            names = glob.glob(str(_plain(folder) / pattern), recursive=True)  # noqa: PTH207
+            found = sorted(Path(name) for name in names)
             files = [path for path in found if not path.is_dir()]
             if files:
                 return files

@@ -184,7 +184,9 @@ def _no_prompt(columns: dict[str, Any]) -> str:
     if null is not None:
         return f"the column {null!r} is null: give it a value"
     cure = "name one of them 'prompt', or write prompt.template into the job file"
-    return f"the row has no column 'prompt', 'prompt_token_ids' or 'messages' (its columns: {', '.join(columns)}): {cure}"
+    return (
+        f"the row has no column 'prompt', 'prompt_token_ids' or 'messages' (its columns: {', '.join(columns)}): {cure}"
+    )
 
 
 def _refuse_null(value: Any) -> Any:

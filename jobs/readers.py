@@ -1,8 +1,8 @@
 """Stream raw rows out of files: one object for each row, with its physical line.
 
 A row that cannot be read comes out as a row with a problem; it is never dropped and never stops the others. Lines end
-at "\\n" only (a "\\r" before it is dropped), so that U+2028 or U+0085 inside a string splits nothing. JSONL, CSV and
-text are streamed; JSON and YAML are read whole. Knows nothing of prompts.
+at a line feed only (a carriage return before it is dropped), so that U+2028 or U+0085 inside a string splits nothing.
+JSONL, CSV and text are streamed; JSON and YAML are read whole. Knows nothing of prompts.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class JsonlReader:
         if isinstance(text, _Unreadable):
             return RawRow(self.source.name, line, None, text.reason)
         try:
-            return RawRow(self.source.name, line, json_text.loads(text))
+            return RawRow(self.source.name, line, json_text.loads(text.rstrip("\r\n")))
         except json_text.JsonProblem as problem:
             return RawRow(self.source.name, line, problem.value, _with_column(problem))
 

@@ -90,7 +90,8 @@ def row_sampling(base: Any, overrides: dict[str, Any] | None) -> Any:
     try:
         return SamplingParams.from_dict(overrides, base=base)
     except ConfigError as error:
-        raise RequestError("invalid_sampling", f"the column 'sampling': {error}") from None
+        reason = str(error).removeprefix("sampling: ")
+        raise RequestError("invalid_sampling", f"the column 'sampling': {reason}") from None
 
 
 def _sampling(value: Any) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ are generated; the results take their name; the manifest says how it ended.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -138,16 +139,15 @@ class _Run:
         return code
 
     def _end_stopped(self, stop: BaseException) -> int:
-        signum = stop.signum if isinstance(stop, Stopped) else 2
-        code = exit_codes.for_signal(signum)
-        name = "SIGTERM" if signum == 15 else "SIGINT"
+        signum = signal.Signals(stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
+        code, name = exit_codes.for_signal(signum), signum.name
         self._end("interrupted", code, f"stopped by {name}")
         if self._generation is None:
             self._say(f"stopped by {name} before anything was generated")
         else:
             self._say(
-                f"stopped by {name}: {self._generation.tally.rows} rows are done and kept in {self._directory.partial}; "
-                "the same command starts from the first row again"
+                f"stopped by {name}: {self._generation.tally.rows} rows are done and kept in "
+                f"{self._directory.partial}; the same command starts from the first row again"
             )
         return code
 

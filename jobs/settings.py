@@ -32,9 +32,10 @@ class Document:
         """Put the value of a command-line flag over the file's."""
         parent = self.tree
         for depth, key in enumerate(path[:-1], start=1):
-            child = parent.setdefault(key, {})
+            child = parent.get(key)
             if child is None:
                 child = parent[key] = {}
+                self._flags[path[:depth]] = flag
             if not isinstance(child, dict):
                 raise ConfigError(f"{flag}: {'.'.join(path[:depth])} is a single value and has no keys below it")
             parent = child

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -67,18 +67,16 @@ class FieldInfo:
         return words + (" or null" if self.optional else "")
 
 
-def _spec(
+def _about(
     kind: str,
-    default: Any,
     text: str,
     *,
     low: float | None = None,
     high: float | None = None,
     above_low: bool = False,
     optional: bool = False,
-) -> Any:
-    metadata = {"kind": kind, "help": text, "low": low, "high": high, "above_low": above_low, "optional": optional}
-    return dataclasses.field(default=default, metadata=metadata)
+) -> dict[str, Any]:
+    return {"kind": kind, "help": text, "low": low, "high": high, "above_low": above_low, "optional": optional}
 
 
 @dataclass(slots=True)
@@ -97,33 +95,56 @@ class SamplingParams:
         ConfigError: a value has the wrong type or range, or two values contradict each other.
     """
 
-    n: int = _spec("int", 1, "completions for each prompt; must be 1 when greedy", low=1)
-    presence_penalty: float = _spec("float", 0.0, "subtracted once for ids in the completion", low=-2, high=2)
-    frequency_penalty: float = _spec(
-        "float", 0.0, "subtracted for each time an id is in the completion", low=-2, high=2
+    n: int = field(default=1, metadata=_about("int", "completions for each prompt; 1 when greedy", low=1))
+    presence_penalty: float = field(
+        default=0.0, metadata=_about("float", "subtracted once for ids in the completion", low=-2, high=2)
     )
-    repetition_penalty: float = _spec(
-        "float", 1.0, "divides positive and multiplies negative logits of ids seen so far", low=0, above_low=True
+    frequency_penalty: float = field(
+        default=0.0, metadata=_about("float", "subtracted for each time an id is in the completion", low=-2, high=2)
     )
-    temperature: float = _spec("float", 1.0, "0 is greedy, 1 leaves the model's distribution", low=0, high=2)
-    top_p: float = _spec("float", 1.0, "keep the smallest set with this probability", low=0, high=1, above_low=True)
-    top_k: int = _spec("int", 0, "keep the k most likely ids (ties stay); 0 or -1 is off", low=-1)
-    min_p: float = _spec("float", 0.0, "drop ids below this times the largest probability", low=0, high=1)
-    typical_p: float = _spec("float", 1.0, "keep locally typical ids of this mass", low=0, high=1, above_low=True)
-    seed: int | None = _spec(
-        "int", None, "makes draws repeatable; null or -1 derives one", low=-(2**63), high=2**64 - 1, optional=True
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata=_about("float", "divides positive logits of ids seen, multiplies negative", low=0, above_low=True),
     )
-    stop: str | tuple[str, ...] | list[str] | None = _spec("str_list", (), "strings that end the text", optional=True)
-    stop_token_ids: tuple[int, ...] | list[int] | None = _spec("int_list", (), "ids that end the text", optional=True)
-    ignore_eos: bool = _spec("bool", False, "go on past the model's end-of-sequence ids")
-    max_tokens: int | None = _spec(
-        "int", 16, "most tokens to generate; null is up to the model's length", low=1, optional=True
+    temperature: float = field(default=1.0, metadata=_about("float", "0 is greedy, 1 the model's own", low=0, high=2))
+    top_p: float = field(
+        default=1.0,
+        metadata=_about("float", "keep the smallest set with this probability", low=0, high=1, above_low=True),
     )
-    min_tokens: int = _spec("int", 0, "tokens before an end-of-sequence or stop id may come", low=0)
-    skip_special_tokens: bool = _spec("bool", True, "leave special tokens out of the text")
-    spaces_between_special_tokens: bool = _spec("bool", True, "put spaces between special tokens in the text")
-    include_stop_str_in_output: bool = _spec("bool", False, "keep the stop string in the text")
-    detokenize: bool = _spec("bool", True, "make text; false gives token ids only")
+    top_k: int = field(default=0, metadata=_about("int", "keep the k most likely ids; 0 or -1 is off", low=-1))
+    min_p: float = field(
+        default=0.0, metadata=_about("float", "drop ids below this times the largest probability", low=0, high=1)
+    )
+    typical_p: float = field(
+        default=1.0,
+        metadata=_about("float", "keep the most typical ids with this probability", low=0, high=1, above_low=True),
+    )
+    seed: int | None = field(
+        default=None,
+        metadata=_about(
+            "int", "makes draws repeatable; null or -1 derives one", low=-(2**63), high=2**64 - 1, optional=True
+        ),
+    )
+    stop: str | tuple[str, ...] | list[str] | None = field(
+        default=(), metadata=_about("str_list", "strings that end the completion", optional=True)
+    )
+    stop_token_ids: tuple[int, ...] | list[int] | None = field(
+        default=(), metadata=_about("int_list", "token ids that end the completion", optional=True)
+    )
+    ignore_eos: bool = field(default=False, metadata=_about("bool", "go on past end-of-sequence ids"))
+    max_tokens: int | None = field(
+        default=16,
+        metadata=_about("int", "most tokens to generate; null: up to the model's length", low=1, optional=True),
+    )
+    min_tokens: int = field(
+        default=0, metadata=_about("int", "tokens before an end-of-sequence or stop id may come", low=0)
+    )
+    skip_special_tokens: bool = field(default=True, metadata=_about("bool", "leave special tokens out of the text"))
+    spaces_between_special_tokens: bool = field(
+        default=True, metadata=_about("bool", "put spaces between special tokens in the text")
+    )
+    include_stop_str_in_output: bool = field(default=False, metadata=_about("bool", "keep the stop string in the text"))
+    detokenize: bool = field(default=True, metadata=_about("bool", "make text; false gives token ids only"))
 
     def __post_init__(self):
         for info in describe_fields():
@@ -151,8 +172,8 @@ class SamplingParams:
             )
         if self.stop and not self.detokenize:
             raise ConfigError(
-                f"sampling: detokenize is false but stop is {_shown(list(self.stop))}, expected no stop strings without "
-                "text; use stop_token_ids or set detokenize to true"
+                f"sampling: detokenize is false but stop is {_shown(list(self.stop))}, expected no stop strings "
+                "without text; use stop_token_ids or set detokenize to true"
             )
 
     @property

@@ -108,12 +108,7 @@ def _read_object(path: Path) -> dict:
         return {}
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
-    value = _parse_object(data, path)
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise TokenizerError(f"{path} holds a lone surrogate (\\ud800 to \\udfff), which is no character") from None
-    return value
+    return _parse_object(data, path)
 
 
 def _parse_object(data: bytes, path: Path) -> dict:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from nanovllm.checkpoint.files import quote, read_json
 from nanovllm.checkpoint.gguf_config import ModelReader, TensorPlan, row_order
@@ -34,8 +35,8 @@ _TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 #: Choices for `dtype`, and what "auto" stands for is explained at `convert_gguf`.
 DTYPES = ("auto", *_TORCH_DTYPES.values())
 
-#: Numbers dequantized at a time: 64 MiB of float32.
-_CHUNK_ITEMS = 16 << 20
+#: Numbers dequantized at a time: 16 MiB of float32; dequantizing and rounding need a few times that.
+_CHUNK_ITEMS = 4 << 20
 
 
 def convert_gguf(
@@ -139,7 +140,7 @@ def refuse_occupied(out_dir: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(
             f"{out_dir} holds another conversion (see {MANIFEST_FILE} in it), or one that lost files; choose another "
-            "directory, or overwrite it"
+            "directory, or remove this one"
         )
 
 
@@ -215,8 +216,6 @@ def _has_size(path: Path, entry) -> bool:
 
 
 def _progress_bar(total_bytes: int, progress: bool):
-    from tqdm import tqdm
-
     # `disable=None` leaves the bar out where stderr is not a terminal.
     return tqdm(
         total=total_bytes,

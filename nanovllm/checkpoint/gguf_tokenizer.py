@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import tokenizers
+
 from nanovllm.checkpoint.files import quote
 from nanovllm.checkpoint.gguf_file import GgufFile
 from nanovllm.errors import TokenizerError
@@ -205,8 +207,6 @@ class TokenizerReader:
         return [{"name": name, "template": template} for name, template in named.items()]
 
     def _tokenizer_json(self) -> str:
-        import tokenizers
-
         parts = self._byte_level_parts() if self.model == "gpt2" else self._sentencepiece_parts()
         special = (_CONTROL,) if self.model == "gpt2" else (_CONTROL, _UNKNOWN)
         added = [

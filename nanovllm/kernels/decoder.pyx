@@ -11,13 +11,15 @@ import numpy as np
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport cosf, sinf
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from nanovllm.kernels.isa cimport (
-    NV_ATTN_ROWS, NV_BLOCK, NV_LANES, kernels, nv_attention, nv_attention_scratch, nv_kernels,
+    NV_ADD, NV_ATTN_ROWS, NV_BF16, NV_BLAS_F32, NV_BLOCK, NV_F32, NV_INT8, NV_LANES, NV_PANEL, NV_SILU_MUL,
+    NV_SILU_MUL_BF16, NV_STORE, kernels, nv_attention, nv_attention_scratch, nv_gemm_scratch, nv_k_padded, nv_kernels,
+    nv_linear,
 )
-from nanovllm.kernels.linear cimport Linear, linear_run, linear_t
+from nanovllm.kernels.linear cimport Linear, linear_run, rows_t
 from nanovllm.kernels.team cimport Team, nv_team, team_barrier, team_run
 
 BLOCK_SIZE = NV_BLOCK
@@ -35,10 +37,10 @@ cdef struct layer_t:
     const float *post_norm        # [hidden_size]
     const float *q_norm           # [head_dim]
     const float *k_norm           # [head_dim]
-    const linear_t *qkv           # q, k and v rows stacked
-    const linear_t *o
-    const linear_t *gate_up       # gate and up rows stacked
-    const linear_t *down
+    const nv_linear *qkv          # q, k and v rows stacked
+    const nv_linear *o
+    const nv_linear *gate_up      # a gated pair; with BLAS gate and up rows stacked
+    const nv_linear *down
     int window                    # 0: full attention
     float *k_cache                # [num_blocks, num_kv_heads, head_dim, NV_BLOCK]
     float *v_cache                # [num_blocks, num_kv_heads, NV_BLOCK, v_stride]
@@ -56,9 +58,12 @@ cdef struct model_t:
     float scale
     float rope_scaling            # multiplies cos and sin (YaRN and LongRoPE attention factor)
     const float *inv_freq         # [head_dim / 2]
-    const float *embedding        # [vocab_size, hidden_size]
+    int kind                      # of every Linear: what form activations take between operators
+    int hadamard_block            # int8: down's input is rotated in blocks of this; 1: not
+    const float *embedding_f32    # [vocab_size, hidden_size], or
+    const uint16_t *embedding_bf16  # the same as bfloat16, or both NULL: read out of the tied, packed lm_head
     const float *final_norm       # [hidden_size]
-    const linear_t *lm_head
+    const nv_linear *lm_head
     layer_t *layers
     const nv_kernels *k
     nv_team *team
@@ -78,14 +83,40 @@ cdef struct step_t:
     Py_ssize_t *task_start        # [num_seqs + 1] attention tiles before each sequence, for one KV head
     Py_ssize_t next_task
     float *x                      # [rows, hidden_size] residual stream
-    float *normed                 # [rows, hidden_size]
     float *qkv                    # [rows, (num_heads + 2 num_kv_heads) head_dim]
-    float *attn                   # [rows, num_heads head_dim]
-    float *gate_up                # [rows, 2 intermediate_size]
+    float *attn                   # [rows, num_heads head_dim]; unused with bfloat16
+    float *inter                  # [rows, intermediate_size], twice as wide with BLAS; unused with bfloat16
     float *cosines                # [rows, head_dim / 2]
     float *sines
-    float *thread_scratch         # [num_threads, scratch_stride]
+    rows_t hidden_in              # what qkv, gate_up and lm_head read
+    rows_t attn_in                # what o reads
+    rows_t inter_in               # what down reads
+    char *thread_scratch          # [num_threads, scratch_stride] bytes: norm rows, attention, GEMM
     Py_ssize_t scratch_stride
+    Py_ssize_t attention_at       # offsets of the parts in a thread's scratch
+    Py_ssize_t gemm_at
+
+
+cdef void embed_row(const model_t *m, Py_ssize_t token, float *out) noexcept nogil:
+    """Widen one row of the embedding."""
+    cdef Py_ssize_t j, panel = token // NV_PANEL, column = token % NV_PANEL
+    cdef const uint32_t *pairs
+    cdef const float *values
+    cdef uint32_t *bits = <uint32_t *>out
+    if m.embedding_f32 != NULL:
+        memcpy(out, m.embedding_f32 + token * m.hidden_size, m.hidden_size * sizeof(float))
+    elif m.embedding_bf16 != NULL:
+        for j in range(m.hidden_size):
+            bits[j] = <uint32_t>m.embedding_bf16[token * m.hidden_size + j] << 16
+    elif m.lm_head.kind == NV_BF16:
+        pairs = <const uint32_t *>m.lm_head.weight + panel * m.lm_head.k_padded // 2 * NV_PANEL + column
+        for j in range(m.hidden_size):
+            # The lower half of a pair is the even one; a float's lower 16 bits are zero.
+            bits[j] = (pairs[j // 2 * NV_PANEL] << 16) if j % 2 == 0 else (pairs[j // 2 * NV_PANEL] >> 16) << 16
+    else:
+        values = <const float *>m.lm_head.weight + panel * m.lm_head.k_padded * NV_PANEL + column
+        for j in range(m.hidden_size):
+            out[j] = values[j * NV_PANEL]
 
 
 cdef void embed_rows(step_t *s, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -94,12 +125,26 @@ cdef void embed_rows(step_t *s, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
     cdef Py_ssize_t row, j, half = m.head_dim // 2
     cdef float angle
     for row in range(begin, end):
-        memcpy(s.x + row * m.hidden_size, m.embedding + <Py_ssize_t>s.token_ids[row] * m.hidden_size,
-               m.hidden_size * sizeof(float))
+        embed_row(m, s.token_ids[row], s.x + row * m.hidden_size)
         for j in range(half):
             angle = <float>s.positions[row] * m.inv_freq[j]
             s.cosines[row * half + j] = cosf(angle) * m.rope_scaling
             s.sines[row * half + j] = sinf(angle) * m.rope_scaling
+
+
+cdef void norm_rows(const model_t *m, const float *x, const float *weight, const rows_t *to, Py_ssize_t row,
+                    float *temp) noexcept nogil:
+    """RMSNorm of one row of the residual stream, in the form that the next Linear reads."""
+    cdef Py_ssize_t n = m.hidden_size
+    if m.kind == NV_BF16:
+        m.k.rms_norm(x, n, weight, temp, n, 1, n, m.eps)
+        m.k.to_bf16(temp, <uint16_t *>to.x + row * to.ldx, n, to.ldx)
+    elif m.kind == NV_INT8:
+        # The norm's weight sits in the Linear, and its divisor goes into the row's scale: one pass less.
+        (<float *>to.scale)[row] = m.k.to_int8(x, <int8_t *>to.x + row * to.ldx, n, to.ldx,
+                                               m.k.inverse_rms(x, n, m.eps))
+    else:
+        m.k.rms_norm(x, n, weight, <float *>to.x + row * to.ldx, to.ldx, 1, n, m.eps)
 
 
 cdef void rotate_and_store(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -141,12 +186,14 @@ cdef void attend(step_t *s, const layer_t *layer, int tid) noexcept nogil:
     cdef Py_ssize_t q_offset[NV_ATTN_ROWS]
     cdef Py_ssize_t out_offset[NV_ATTN_ROWS]
     cdef int32_t position[NV_ATTN_ROWS]
+    cdef float *temp = <float *>(s.thread_scratch + tid * s.scratch_stride)
+    cdef bint to_bf16 = m.kind == NV_BF16
     cdef nv_attention a
-    a.q, a.out, a.q_offset, a.out_offset, a.position = s.qkv, s.attn, q_offset, out_offset, position
+    a.q, a.out, a.q_offset, a.out_offset, a.position = s.qkv, temp if to_bf16 else s.attn, q_offset, out_offset, position
     a.head_dim, a.v_stride, a.window, a.scale = m.head_dim, m.v_stride, layer.window, m.scale
     a.k_block_stride = m.num_kv_heads * dim * NV_BLOCK
     a.v_block_stride = m.num_kv_heads * NV_BLOCK * <Py_ssize_t>m.v_stride
-    a.scratch = s.thread_scratch + tid * s.scratch_stride
+    a.scratch = <float *>(s.thread_scratch + tid * s.scratch_stride + s.attention_at)
     while True:
         task = nv_fetch_add(&s.next_task)
         if task >= tiles * m.num_kv_heads:
@@ -168,23 +215,36 @@ cdef void attend(step_t *s, const layer_t *layer, int tid) noexcept nogil:
             row = s.cu_seqlens_q[low] + (index + r) // group
             head = kv_head * group + (index + r) % group
             q_offset[r] = row * stride + head * dim
-            out_offset[r] = row * out_stride + head * dim
+            out_offset[r] = r * dim if to_bf16 else row * out_stride + head * dim
             position[r] = s.positions[row]
         a.k_cache = layer.k_cache + kv_head * dim * NV_BLOCK
         a.v_cache = layer.v_cache + kv_head * NV_BLOCK * <Py_ssize_t>m.v_stride
         a.block_table = s.block_tables + low * s.block_table_stride
         m.k.attention(&a)
+        if to_bf16:
+            for r in range(a.num_rows):
+                row = s.cu_seqlens_q[low] + (index + r) // group
+                head = kv_head * group + (index + r) % group
+                m.k.to_bf16(temp + r * dim, <uint16_t *>s.attn_in.x + row * s.attn_in.ldx + head * dim, dim, dim)
+
+
+cdef void quantize_row(const model_t *m, float *x, Py_ssize_t n, int block, const rows_t *to,
+                       Py_ssize_t row) noexcept nogil:
+    m.k.hadamard(x, n, block)
+    (<float *>to.scale)[row] = m.k.to_int8(x, <int8_t *>to.x + row * to.ldx, n, to.ldx, 1.0)
 
 
 cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end, int tid, int n) noexcept nogil:
     """One transformer layer; rows [begin, end) are this thread's in the operators that go by rows."""
     cdef const model_t *m = s.m
-    cdef Py_ssize_t hidden = m.hidden_size, inter = m.intermediate_size, dim = m.head_dim, row
-    cdef Py_ssize_t qkv_width = (m.num_heads + 2 * m.num_kv_heads) * dim, attn_width = m.num_heads * dim
-    m.k.rms_norm(s.x + begin * hidden, hidden, layer.input_norm, s.normed + begin * hidden, hidden, end - begin,
-                 hidden, m.eps)
+    cdef Py_ssize_t hidden = m.hidden_size, inter = m.intermediate_size, row
+    cdef Py_ssize_t qkv_width = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim, attn_width = m.num_heads * m.head_dim
+    cdef char *scratch = s.thread_scratch + tid * s.scratch_stride
+    cdef void *gemm_scratch = scratch + s.gemm_at
+    for row in range(begin, end):
+        norm_rows(m, s.x + row * hidden, layer.input_norm, &s.hidden_in, row, <float *>scratch)
     team_barrier(m.team)
-    linear_run(layer.qkv, s.normed, hidden, s.rows, s.qkv, qkv_width, False, tid, n)
+    linear_run(layer.qkv, &s.hidden_in, s.qkv, qkv_width, NV_STORE, gemm_scratch, tid, n)
     team_barrier(m.team)
     rotate_and_store(s, layer, begin, end)
     if tid == 0:
@@ -192,19 +252,42 @@ cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_
     team_barrier(m.team)
     attend(s, layer, tid)
     team_barrier(m.team)
-    linear_run(layer.o, s.attn, attn_width, s.rows, s.x, hidden, True, tid, n)
-    team_barrier(m.team)
-    m.k.rms_norm(s.x + begin * hidden, hidden, layer.post_norm, s.normed + begin * hidden, hidden, end - begin,
-                 hidden, m.eps)
-    team_barrier(m.team)
-    linear_run(layer.gate_up, s.normed, hidden, s.rows, s.gate_up, 2 * inter, False, tid, n)
+    if m.kind == NV_INT8:
+        for row in range(begin, end):
+            quantize_row(m, s.attn + row * attn_width, attn_width, 1, &s.attn_in, row)
+        team_barrier(m.team)
+    linear_run(layer.o, &s.attn_in, s.x, hidden, NV_ADD, gemm_scratch, tid, n)
     team_barrier(m.team)
     for row in range(begin, end):
-        m.k.silu_mul(s.gate_up + row * 2 * inter, s.gate_up + row * 2 * inter + inter, s.gate_up + row * 2 * inter,
-                     inter)
+        norm_rows(m, s.x + row * hidden, layer.post_norm, &s.hidden_in, row, <float *>scratch)
     team_barrier(m.team)
-    linear_run(layer.down, s.gate_up, 2 * inter, s.rows, s.x, hidden, True, tid, n)
+    run_mlp(s, layer, begin, end, gemm_scratch, tid, n)
     team_barrier(m.team)
+
+
+cdef void run_mlp(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end, void *gemm_scratch, int tid,
+                  int n) noexcept nogil:
+    """down(silu(gate(x)) * up(x)), added to the residual stream."""
+    cdef const model_t *m = s.m
+    cdef Py_ssize_t inter = m.intermediate_size, row
+    cdef float *x
+    if m.kind == NV_BF16:
+        linear_run(layer.gate_up, &s.hidden_in, <void *>s.inter_in.x, s.inter_in.ldx, NV_SILU_MUL_BF16, gemm_scratch,
+                   tid, n)
+    elif m.kind == NV_BLAS_F32:
+        linear_run(layer.gate_up, &s.hidden_in, s.inter, 2 * inter, NV_STORE, gemm_scratch, tid, n)
+        team_barrier(m.team)
+        for row in range(begin, end):
+            x = s.inter + row * 2 * inter
+            m.k.silu_mul(x, x + inter, x, inter)
+    else:
+        linear_run(layer.gate_up, &s.hidden_in, s.inter, inter, NV_SILU_MUL, gemm_scratch, tid, n)
+    team_barrier(m.team)
+    if m.kind == NV_INT8:
+        for row in range(begin, end):
+            quantize_row(m, s.inter + row * inter, inter, m.hadamard_block, &s.inter_in, row)
+        team_barrier(m.team)
+    linear_run(layer.down, &s.inter_in, s.x, m.hidden_size, NV_ADD, gemm_scratch, tid, n)
 
 
 cdef void step_member(void *arg, int tid, int n) noexcept nogil:
@@ -217,10 +300,9 @@ cdef void step_member(void *arg, int tid, int n) noexcept nogil:
 
 
 cdef struct logits_job_t:
-    const step_t *s
+    step_t *s
     const int32_t *rows           # [num_rows] rows of the last step
     Py_ssize_t num_rows
-    float *normed                 # [num_rows, hidden_size]
     float *logits                 # [num_rows, vocab_size]
     const int32_t *targets        # [num_rows] or NULL
     float *logprobs               # [num_rows]
@@ -228,16 +310,19 @@ cdef struct logits_job_t:
 
 cdef void logits_member(void *arg, int tid, int n) noexcept nogil:
     cdef logits_job_t *job = <logits_job_t *>arg
-    cdef const model_t *m = job.s.m
+    cdef step_t *s = job.s
+    cdef const model_t *m = s.m
     cdef Py_ssize_t begin = job.num_rows * tid // n, end = job.num_rows * (tid + 1) // n, row
-    cdef Py_ssize_t vocab = m.lm_head.out_features
+    cdef Py_ssize_t vocab = m.lm_head.n
+    cdef char *scratch = s.thread_scratch + tid * s.scratch_stride
+    cdef rows_t rows = s.hidden_in
     cdef float top
     cdef double log_sum
+    rows.count = job.num_rows
     for row in range(begin, end):
-        m.k.rms_norm(job.s.x + job.rows[row] * m.hidden_size, m.hidden_size, m.final_norm,
-                     job.normed + row * m.hidden_size, m.hidden_size, 1, m.hidden_size, m.eps)
+        norm_rows(m, s.x + job.rows[row] * m.hidden_size, m.final_norm, &rows, row, <float *>scratch)
     team_barrier(m.team)
-    linear_run(m.lm_head, job.normed, m.hidden_size, job.num_rows, job.logits, vocab, False, tid, n)
+    linear_run(m.lm_head, &rows, job.logits, vocab, NV_STORE, scratch + s.gemm_at, tid, n)
     if job.targets == NULL:
         return
     team_barrier(m.team)
@@ -254,11 +339,13 @@ cdef class Decoder:
         spec: any object with hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim,
             rms_norm_eps, sliding_windows (one for each layer, 0 = full).
         inv_freq: [head_dim / 2] float32; rope_scaling: factor of cos and sin.
-        embedding: [vocab_size, hidden_size] float32; final_norm: [hidden_size]; lm_head: Linear.
+        embedding: [vocab_size, hidden_size] float32 or uint16 (bfloat16 bits), or None: tied to the packed lm_head.
+        final_norm: [hidden_size] float32; lm_head: Linear.
         layers: one dict a layer with float32 arrays input_norm, post_norm, q_norm, k_norm (None where absent) and
-            Linears qkv, o, gate_up, down.
+            Linears qkv, o, gate_up, down, all of one kind; gate_up is gated unless that kind is "blas".
         num_blocks: KV blocks of BLOCK_SIZE positions for every layer.
         max_rows: most token rows of one step (sizes the scratch).
+        hadamard_block: the int8 scheme's rotation of down's input.
     """
 
     cdef model_t m
@@ -266,14 +353,13 @@ cdef class Decoder:
     cdef Team team
     cdef list keep
     cdef Py_ssize_t max_rows
-    cdef object logit_scratch
     cdef readonly Py_ssize_t vocab_size
     cdef readonly Py_ssize_t num_blocks
     cdef readonly object k_cache
     cdef readonly object v_cache
 
     def __cinit__(self, Team team, spec, inv_freq, float rope_scaling, embedding, final_norm, Linear lm_head, layers,
-                  Py_ssize_t num_blocks, Py_ssize_t max_rows):
+                  Py_ssize_t num_blocks, Py_ssize_t max_rows, int hadamard_block=1):
         if num_blocks < 1 or max_rows < 1:
             raise ValueError(f"num_blocks and max_rows must be positive, found {num_blocks} and {max_rows}")
         self.team, self.keep = team, [layers, lm_head]
@@ -282,10 +368,11 @@ cdef class Decoder:
         self.m.team, self.m.k = team.ptr, kernels()
         self.m.inv_freq = self._vector(inv_freq, self.m.head_dim // 2, "inv_freq")
         self.m.final_norm = self._vector(final_norm, self.m.hidden_size, "final_norm")
-        self.vocab_size = lm_head.c.out_features
-        self._set_embedding(embedding)
+        self.vocab_size = lm_head.c.n
+        self.m.kind, self.m.hadamard_block = lm_head.c.kind, hadamard_block
         self._check(lm_head, self.vocab_size, self.m.hidden_size, "lm_head")
         self.m.lm_head = &lm_head.c
+        self._set_embedding(embedding)
         self._set_cache()
         self.m.layers = <layer_t *>PyMem_Calloc(self.m.num_layers, sizeof(layer_t))
         if self.m.layers == NULL:
@@ -316,18 +403,29 @@ cdef class Decoder:
         self.keep.append(array)
         return &view[0]
 
-    cdef int _check(self, Linear linear, Py_ssize_t out_features, Py_ssize_t in_features, name) except -1:
-        if linear.c.out_features != out_features or linear.c.in_features != in_features:
-            raise ValueError(f"{name} has shape {linear.c.out_features, linear.c.in_features}, "
-                             f"expected {out_features, in_features}")
+    cdef int _check(self, Linear linear, Py_ssize_t n, Py_ssize_t k, name) except -1:
+        if linear.c.n != n or linear.c.k != k:
+            raise ValueError(f"{name} has shape {linear.shape}, expected {n, k}")
+        if linear.c.kind != self.m.kind:
+            raise ValueError(f"{name} is of kind {linear.kind}, the other Linears are not")
         return 0
 
-    def _set_embedding(self, const float[:, ::1] embedding):
+    def _set_embedding(self, embedding):
+        cdef const float[:, ::1] wide
+        cdef const uint16_t[:, ::1] narrow
+        if embedding is None:
+            if self.m.kind not in (NV_F32, NV_BF16):
+                raise ValueError("only a packed float32 or bfloat16 lm_head can serve as the embedding")
+            return
         if embedding.shape[0] < self.vocab_size or embedding.shape[1] != self.m.hidden_size:
-            raise ValueError(f"embedding has shape {embedding.shape[0], embedding.shape[1]}, "
-                             f"expected {self.vocab_size, self.m.hidden_size}")
-        self.keep.append(np.asarray(embedding))
-        self.m.embedding = &embedding[0, 0]
+            raise ValueError(f"embedding has shape {embedding.shape}, expected {self.vocab_size, self.m.hidden_size}")
+        self.keep.append(embedding)
+        if embedding.dtype == np.uint16:
+            narrow = embedding
+            self.m.embedding_bf16 = &narrow[0, 0]
+        else:
+            wide = embedding
+            self.m.embedding_f32 = &wide[0, 0]
 
     def _set_cache(self):
         shape = (self.m.num_layers, self.num_blocks, self.m.num_kv_heads)
@@ -343,7 +441,10 @@ cdef class Decoder:
         cdef float[:, :, :, :, ::1] v_cache = self.v_cache
         self._check(qkv, (heads + 2 * kv_heads) * dim, self.m.hidden_size, f"layer {i} qkv")
         self._check(o, self.m.hidden_size, heads * dim, f"layer {i} o")
-        self._check(gate_up, 2 * self.m.intermediate_size, self.m.hidden_size, f"layer {i} gate_up")
+        stacked = 1 if gate_up.c.gated else 2
+        self._check(gate_up, stacked * self.m.intermediate_size, self.m.hidden_size, f"layer {i} gate_up")
+        if gate_up.c.gated == (self.m.kind == NV_BLAS_F32):
+            raise ValueError(f"layer {i} gate_up: gate and up are a gated pair, except with BLAS")
         self._check(down, self.m.hidden_size, self.m.intermediate_size, f"layer {i} down")
         layer.qkv, layer.o, layer.gate_up, layer.down = &qkv.c, &o.c, &gate_up.c, &down.c
         layer.input_norm = self._vector(weights["input_norm"], self.m.hidden_size, f"layer {i} input_norm")
@@ -354,25 +455,48 @@ cdef class Decoder:
         layer.window = window
         layer.k_cache, layer.v_cache = &k_cache[i, 0, 0, 0, 0], &v_cache[i, 0, 0, 0, 0]
 
-    cdef float *_buffer(self, Py_ssize_t rows, Py_ssize_t width) except NULL:
-        array = np.empty(rows * width, np.float32)
-        cdef float[::1] view = array
+    cdef void *_buffer(self, Py_ssize_t count, Py_ssize_t itemsize) except NULL:
+        """Zeroed memory on a cache line; pages that no step touches cost nothing."""
+        array = np.zeros(count * itemsize + 63, np.uint8)
+        cdef unsigned char[::1] view = array
         self.keep.append(array)
-        return &view[0]
+        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
+
+    cdef _set_rows(self, rows_t *rows, Py_ssize_t width, float *shared):
+        """Where a Linear's input rows lie: in `shared` for the float32 kinds, else in a buffer of their own."""
+        cdef Py_ssize_t padded = nv_k_padded(self.m.kind, width)
+        rows.ldx, rows.x, rows.scale = padded, shared, NULL
+        if self.m.kind == NV_BF16:
+            rows.x = self._buffer(self.max_rows * padded, 2)
+        elif self.m.kind == NV_INT8:
+            rows.x = self._buffer(self.max_rows * padded, 1)
+            rows.scale = <float *>self._buffer(self.max_rows, sizeof(float))
 
     def _set_scratch(self):
-        cdef Py_ssize_t dim = self.m.head_dim, rows = self.max_rows
+        cdef Py_ssize_t dim = self.m.head_dim, rows = self.max_rows, size = sizeof(float)
         cdef Py_ssize_t heads = self.m.num_heads, kv_heads = self.m.num_kv_heads
+        cdef Py_ssize_t hidden = self.m.hidden_size, inter = self.m.intermediate_size, temp
+        cdef bint is_float = self.m.kind in (NV_F32, NV_BLAS_F32)
+        cdef float *normed = <float *>self._buffer(rows * hidden, size) if is_float else NULL
         self.s.m = &self.m
-        self.s.x = self._buffer(rows, self.m.hidden_size)
-        self.s.normed = self._buffer(rows, self.m.hidden_size)
-        self.s.qkv = self._buffer(rows, (heads + 2 * kv_heads) * dim)
-        self.s.attn = self._buffer(rows, heads * dim)
-        self.s.gate_up = self._buffer(rows, 2 * self.m.intermediate_size)
-        self.s.cosines = self._buffer(rows, dim // 2)
-        self.s.sines = self._buffer(rows, dim // 2)
-        self.s.scratch_stride = nv_attention_scratch(self.m.head_dim)
-        self.s.thread_scratch = self._buffer(self.team.num_threads, self.s.scratch_stride)
+        self.s.x = <float *>self._buffer(rows * hidden, size)
+        self.s.qkv = <float *>self._buffer(rows * (heads + 2 * kv_heads) * dim, size)
+        self.s.attn = <float *>self._buffer(rows * heads * dim, size)
+        self.s.inter = <float *>self._buffer(rows * (2 * inter if self.m.kind == NV_BLAS_F32 else inter), size)
+        self.s.cosines = <float *>self._buffer(rows * (dim // 2), size)
+        self.s.sines = <float *>self._buffer(rows * (dim // 2), size)
+        self._set_rows(&self.s.hidden_in, hidden, normed)
+        self._set_rows(&self.s.attn_in, heads * dim, self.s.attn)
+        self._set_rows(&self.s.inter_in, inter, self.s.inter)
+        if self.m.kind == NV_BLAS_F32:
+            self.s.inter_in.ldx = 2 * inter
+        # Each part on a cache line of its own; `temp` holds a normed row or one tile of attention output.
+        temp = (max(hidden, NV_ATTN_ROWS * dim) * size + 63) // 64 * 64
+        self.s.attention_at = temp
+        self.s.gemm_at = temp + (<Py_ssize_t>nv_attention_scratch(self.m.head_dim) * size + 63) // 64 * 64
+        widest = max(nv_k_padded(self.m.kind, width) for width in (hidden, heads * dim, inter))
+        self.s.scratch_stride = self.s.gemm_at + (<Py_ssize_t>nv_gemm_scratch(widest) + 63) // 64 * 64
+        self.s.thread_scratch = <char *>self._buffer(self.team.num_threads * self.s.scratch_stride, 1)
 
     def forward(self, const int32_t[::1] token_ids, const int32_t[::1] positions, const int64_t[::1] slot_mapping,
                 const int32_t[::1] cu_seqlens_q, const int32_t[:, ::1] block_tables):
@@ -398,6 +522,7 @@ cdef class Decoder:
             tiles[i + 1] = tiles[i] + ((cu_seqlens_q[i + 1] - cu_seqlens_q[i]) * group + NV_ATTN_ROWS - 1) \
                 // NV_ATTN_ROWS
         self.s.rows, self.s.num_seqs = rows, num_seqs
+        self.s.hidden_in.count = self.s.attn_in.count = self.s.inter_in.count = rows
         self.s.token_ids, self.s.positions, self.s.slots = &token_ids[0], &positions[0], &slot_mapping[0]
         self.s.cu_seqlens_q = &cu_seqlens_q[0]
         self.s.block_tables, self.s.block_table_stride = &block_tables[0, 0], block_tables.shape[1]
@@ -474,10 +599,9 @@ cdef class Decoder:
                 raise ValueError(f"row {rows[i]} is not one of the last step's {self.s.rows}")
             if targets is not None and not 0 <= targets[i] < self.vocab_size:
                 raise ValueError(f"target id {targets[i]} is outside the vocabulary of {self.vocab_size}")
-        if self.logit_scratch is None or self.logit_scratch.shape[0] < num_rows:
-            self.logit_scratch = np.empty((num_rows, self.m.hidden_size), np.float32)
-        cdef float[:, ::1] normed = self.logit_scratch
-        job.s, job.rows, job.num_rows, job.normed = &self.s, &rows[0], num_rows, &normed[0, 0]
+        if num_rows > self.max_rows:
+            raise ValueError(f"{num_rows} rows of logits, the scratch was made for {self.max_rows}")
+        job.s, job.rows, job.num_rows = &self.s, &rows[0], num_rows
         job.logits = &logits[0, 0]
         job.targets = NULL if targets is None else &targets[0]
         job.logprobs = NULL if targets is None else &logprobs[0]

@@ -1,6 +1,46 @@
 """The active table of C kernels (csrc/kernels.h), for other Cython modules."""
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int8_t, int32_t, uint16_t
+
+
+cdef extern from "csrc/linear.h" nogil:
+    enum:
+        NV_PANEL
+        NV_BLAS_F32
+        NV_F32
+        NV_BF16
+        NV_INT8
+        NV_STORE
+        NV_ADD
+        NV_SILU_MUL
+        NV_SILU_MUL_BF16
+
+    ctypedef struct nv_linear:
+        int kind
+        Py_ssize_t n
+        Py_ssize_t k
+        Py_ssize_t k_padded
+        Py_ssize_t panels
+        const void *weight
+        const float *bias
+        const float *scale
+        const int32_t *offset
+        int gated
+
+    ctypedef struct nv_gemm:
+        const nv_linear *w
+        const void *x
+        Py_ssize_t ldx
+        const float *x_scale
+        Py_ssize_t rows
+        void *y
+        Py_ssize_t ldy
+        int mode
+        void *scratch
+
+    size_t nv_gemm_scratch(Py_ssize_t k_padded)
+    Py_ssize_t nv_round_up(Py_ssize_t x, Py_ssize_t to)
+    Py_ssize_t nv_k_padded(int kind, Py_ssize_t k)
 
 
 cdef extern from "csrc/kernels.h" nogil:
@@ -38,6 +78,11 @@ cdef extern from "csrc/kernels.h" nogil:
         void (*silu_mul)(const float *gate, const float *up, float *out, Py_ssize_t n) noexcept nogil
         void (*attention)(const nv_attention *task) noexcept nogil
         void (*log_sum_exp)(const float *logits, Py_ssize_t n, float *max, double *log_sum) noexcept nogil
+        float (*inverse_rms)(const float *x, Py_ssize_t n, float eps) noexcept nogil
+        void (*to_bf16)(const float *x, uint16_t *y, Py_ssize_t n, Py_ssize_t n_padded) noexcept nogil
+        float (*to_int8)(const float *x, int8_t *y, Py_ssize_t n, Py_ssize_t n_padded, float factor) noexcept nogil
+        void (*hadamard)(float *x, Py_ssize_t n, int block) noexcept nogil
+        void (*gemm)(const nv_gemm *task, Py_ssize_t panel_begin, Py_ssize_t panel_end) noexcept nogil
 
     const nv_kernels *const *nv_available_levels()
 

@@ -1,25 +1,24 @@
 """Linear: the one seam for the speed of matrix products."""
 
-
-cdef enum:
-    LINEAR_FLOAT32 = 0
+from nanovllm.kernels.isa cimport nv_linear
 
 
-# A weight in the layout that its GEMM reads, and its bias; plain C so that the decoder's thread code can use it.
-cdef struct linear_t:
-    int kind
-    Py_ssize_t out_features
-    Py_ssize_t in_features
-    const float *weight  # LINEAR_FLOAT32: [out_features, in_features]
-    const float *bias    # [out_features] or NULL
+# Rows of activations in the form that a Linear's kind reads.
+cdef struct rows_t:
+    const void *x        # float, bfloat16 or int8
+    Py_ssize_t ldx       # elements from one row to the next; at least k_padded of a packed kind
+    const float *scale   # one for each row of int8, else NULL
+    Py_ssize_t count
 
 
-cdef void linear_run(const linear_t *linear, const float *x, Py_ssize_t ldx, Py_ssize_t rows, float *y, Py_ssize_t ldy,
-                     bint accumulate, int tid, int num_threads) noexcept nogil
+cdef void linear_run(const nv_linear *linear, const rows_t *rows, void *y, Py_ssize_t ldy, int mode, void *scratch,
+                     int tid, int num_threads) noexcept nogil
 
 
 cdef class Linear:
-    cdef linear_t c
+    cdef nv_linear c
     cdef object keep  # the arrays that `c` points into
     cdef readonly str kind
     cdef readonly Py_ssize_t nbytes
+    cdef _set_sizes(self, int kind, Py_ssize_t n, Py_ssize_t k, bint gated)
+    cdef _set_bias(self, const float[::1] bias)

@@ -8,6 +8,7 @@ cdef enum SampleStatus:
     SAMPLE_INFINITE = 2    # a logit is +inf
     SAMPLE_NOTHING = 3     # every logit is -inf
     SAMPLE_BAD_ID = 4      # an id to penalize or ban is outside the vocabulary
+    SAMPLE_BAD_SETTINGS = 5
 
 
 # Bits of RowParams.flags.

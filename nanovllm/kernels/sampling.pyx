@@ -2,14 +2,15 @@
 
 Owns the order of processors and the arithmetic of a draw. Must not know of sequences, text or `SamplingParams`.
 
-Order, as in vLLM: banned ids, repetition penalty (prompt and completion, each distinct id once), frequency and presence
-penalties (completion only), then the argmax of a greedy row (lowest id wins a tie), or temperature, min_p, top_k, top_p,
-typical_p and the draw. Logits are float32, weights are exp((logit - max) / temperature) in float32, sums are float64.
+Order, as in vLLM: banned ids, repetition penalty (prompt and completion, each distinct id once), frequency and
+presence penalties (completion only), then the argmax of a greedy row (lowest id wins a tie), or temperature, min_p,
+top_k, top_p, typical_p and the draw. Logits are float32, weights are exp((logit - max) / temperature) in float32, sums
+are float64.
 
 - min_p drops weights below min_p times the largest.
 - top_k keeps the k largest logits and all ties with the k-th.
-- top_p drops the smallest weights while their cumulative probability is at most 1 - top_p, and always keeps one; of equal
-  weights at the border the lowest ids stay.
+- top_p drops the smallest weights while their cumulative probability is at most 1 - top_p, and always keeps one; of
+  equal weights at the border the lowest ids stay.
 - typical_p keeps the smallest set of |-log p - entropy|, with ties, whose probability reaches typical_p.
 - The draw takes the first kept id, ascending, whose cumulative weight exceeds u times the total; u is 53 bits of
   Philox4x32-10 with the seed as key and (position, sample index, 0) as counter. So a draw depends on the row's
@@ -56,7 +57,8 @@ cdef double GREEDY_TEMPERATURE = 1e-5
 ROW_PARAMS_DTYPE = np.dtype([
     ("temperature", np.float64), ("top_p", np.float64), ("min_p", np.float64), ("typical_p", np.float64),
     ("repetition_penalty", np.float64), ("presence_penalty", np.float64), ("frequency_penalty", np.float64),
-    ("seed", np.uint64), ("position", np.uint64), ("top_k", np.int64), ("sample_index", np.uint32), ("flags", np.uint32),
+    ("seed", np.uint64), ("position", np.uint64), ("top_k", np.int64),
+    ("sample_index", np.uint32), ("flags", np.uint32),
 ])
 
 STATUS_MESSAGES = {
@@ -64,6 +66,7 @@ STATUS_MESSAGES = {
     SAMPLE_INFINITE: "the model's logits contain +inf",
     SAMPLE_NOTHING: "no token is allowed: every logit is -inf",
     SAMPLE_BAD_ID: "a token id to penalize or ban is outside the model's vocabulary",
+    SAMPLE_BAD_SETTINGS: "a sampling setting is NaN or out of range",
 }
 
 
@@ -71,6 +74,14 @@ STATUS_MESSAGES = {
 cdef struct Kept:
     Py_ssize_t count
     bint every_id     # weight i belongs to id i and scratch.ids is not filled
+
+
+# False for NaN. Values that merely mean "off" pass.
+cdef inline bint settings_in_range(const RowParams* params) noexcept nogil:
+    return (
+        0 <= params.temperature < INFINITY and params.top_p > 0 and params.min_p <= 1 and params.typical_p > 0
+        and params.repetition_penalty > 0
+    )
 
 
 cdef inline bint ids_in_range(const int* ids, Py_ssize_t count, Py_ssize_t vocab_size) noexcept nogil:
@@ -214,6 +225,8 @@ cdef int process_logits(
 ) noexcept nogil:
     cdef Py_ssize_t i
     cdef int has_nan
+    if not settings_in_range(params):
+        return SAMPLE_BAD_SETTINGS
     if not ids_in_range(banned_ids, num_banned, vocab_size):
         return SAMPLE_BAD_ID
     for i in range(num_banned):

@@ -46,11 +46,7 @@ def load_spec(model_dir: Path, max_model_len: int | None = None) -> ModelSpec:
     sheet = SHEETS.get(model_type) if model_type is not None else None
     if sheet is None:
         config.refuse("model_type", f"one of {', '.join(SHEETS)}", "this architecture is not supported")
-    try:
-        return sheet.read(config, _generation_config(Path(model_dir)), max_model_len)
-    except RecursionError:
-        # Comparing two values that are nested as deeply as the parser allows goes one level too far.
-        raise ConfigError(f"{path} is nested too deeply to be read; the file is damaged") from None
+    return sheet.read(config, _generation_config(Path(model_dir)), max_model_len)
 
 
 def _generation_config(model_dir: Path) -> Fields:

@@ -209,6 +209,27 @@ def test_bad_row_fails_alone(temperature, logits, row, status):
     assert step.status[1] == 0
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": math.nan},
+        {"min_p": 1.5},
+        {"min_p": math.nan},
+        {"typical_p": -0.5},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": math.nan},
+    ],
+    ids=str,
+)
+def test_settings_that_no_check_has_seen_are_a_status(settings):
+    with pytest.raises(ValueError, match="NaN or out of range"):
+        sampling.probabilities(np.zeros(5, np.float32), **settings)
+
+
 @pytest.mark.parametrize("settings", SETTINGS[:12], ids=str)
 def test_single_finite_logit_is_certain(settings):
     logits = np.full(517, -np.inf, dtype=np.float32)

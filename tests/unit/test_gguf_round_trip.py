@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from nanovllm.checkpoint.gguf import convert_gguf
 from nanovllm.checkpoint.gguf_config import row_order
+from nanovllm.errors import CheckpointError
 
 CASES = [
     ("llama-f32", "llama", "gpt-2"),
@@ -51,7 +52,8 @@ def test_config_says_the_same(tmp_path, case, arch, tag):
     convert_gguf(path, tmp_path / "out", progress=False)
 
     found, original = read_json(tmp_path / "out" / "config.json"), read_json(MODELS / case / "config.json")
-    ignored = {"torch_dtype", "transformers_version", "sliding_window", "bos_token_id"}
+    # A GGUF file has no word for the window that Qwen's configurations carry and do not use.
+    ignored = {"torch_dtype", "transformers_version", "sliding_window", "max_window_layers", "bos_token_id"}
     different = {key for key in original.keys() - ignored if found.get(key) != original[key]}
     # An absent rope_scaling means the same as null, and a head_dim that follows from the sizes may be left out.
     assert {key for key in different if original[key] is not None} <= {"head_dim"}
@@ -117,8 +119,8 @@ def test_quantized_llama_rows_are_reordered_after_storage(tmp_path, monkeypatch)
     convert_gguf(path, tmp_path / "out", dtype="float32", progress=False)
     found, original = float_tensors(tmp_path / "out"), float_tensors(MODELS / "llama-f32")
     for name, values in original.items():
-        # Q8_0 keeps each number to half a step of its block, 1/254 of the block's largest one.
-        assert np.abs(found[name] - values).max() <= np.abs(values).max() / 250, name
+        # Q8_0 keeps each number to half a step of its block, 1/254 of the block's largest one, and rounds the step.
+        assert np.abs(found[name] - values).max() <= np.abs(values).max() / 240, name
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
@@ -191,8 +193,6 @@ def test_auto_keeps_a_norm_that_would_not_survive_rounding(tmp_path):
 
 
 def test_numbers_beyond_float16_are_refused_by_tensor_name(tmp_path):
-    from nanovllm.errors import CheckpointError
-
     tensors = stored_tensors("llama-f32", "llama")
     tensors["blk.1.ffn_up.weight"][3, 5] = 70000
     path = write_gguf(tmp_path / "model.gguf", metadata("llama-f32", "llama"), tensors)
@@ -247,20 +247,3 @@ def test_sliding_window_makes_a_mistral(tmp_path):
     config = read_json(tmp_path / "out" / "config.json")
     assert (config["model_type"], config["architectures"]) == ("mistral", ["MistralForCausalLM"])
     assert config["sliding_window"] == 24
-
-
-def test_large_models_are_split_with_an_index(tmp_path):
-    from nanovllm.checkpoint import writer
-    from nanovllm.checkpoint.writer import TensorSource
-
-    data = {name: np.arange(count, dtype=np.float32) for name, count in (("a", 10), ("b", 25), ("c", 5), ("d", 1))}
-    sources = [TensorSource(name, "F32", v.shape, lambda v=v: [v[:4], v[4:]]) for name, v in data.items()]
-    writer.write_weights(tmp_path, sources, max_shard_bytes=100)
-    index = read_json(tmp_path / "model.safetensors.index.json")
-    assert index["metadata"] == {"total_size": 164}
-    shard = "model-0000{}-of-00003.safetensors"
-    assert index["weight_map"] == {
-        "a": shard.format(1), "b": shard.format(2), "c": shard.format(3), "d": shard.format(3),
-    }  # fmt: skip
-    found = raw_tensors(tmp_path)
-    assert found == {name: ("F32", values.shape, values.tobytes()) for name, values in data.items()}

@@ -278,7 +278,7 @@ def test_what_cannot_be_a_revision_is_refused(no_network, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     for arguments in ({"model": f"org/name@{revision}"}, {"model": "org/name", "revision": revision}):
         with pytest.raises(
-            UsageError, match="model org/name: .* cannot be a revision; expected a branch, tag or commit"
+            UsageError, match=r"model org/name: .* cannot be a revision; expected a branch, tag or commit"
         ):
             resolve_model(**arguments)
 

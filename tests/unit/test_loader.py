@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors import deserialize
 from safetensors.numpy import save_file
+from test_safetensors import resident_bytes
 
 from nanovllm.checkpoint import loader
 from nanovllm.checkpoint.files import read_json
@@ -296,8 +297,6 @@ def test_what_has_no_float32_form_is_refused(small):
 
 
 def test_only_a_piece_of_a_large_tensor_is_resident_while_it_is_widened(tmp_path, monkeypatch):
-    from test_safetensors import resident_bytes
-
     path = tmp_path / "model.safetensors"
     save_raw(path, "F32", [10 << 20], b"\0" * (40 << 20))
     resident = []

@@ -262,6 +262,8 @@ def test_any_value_gives_settings_or_our_error(values):
 def test_derived_seed_is_fixed_for_ever():
     # What `printf 0:a17 | b2sum -l 64` prints, read as a little-endian integer.
     assert derive_seed(0, "a17") == int.from_bytes(bytes.fromhex("2ffa212395455963"), "little")
-    seeds = {derive_seed(engine_seed, key) for engine_seed in (0, 1, -1) for key in ("", "0", "1", "1:0", "é", "\ud800")}
+    seeds = {
+        derive_seed(engine_seed, key) for engine_seed in (0, 1, -1) for key in ("", "0", "1", "1:0", "é", "\ud800")
+    }
     assert len(seeds) == 18
     assert all(0 <= seed < 2**64 for seed in seeds)

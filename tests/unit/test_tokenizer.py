@@ -320,7 +320,7 @@ def test_damaged_tokenizer_json(tmp_path, data, words):
         ("[1]", "tokenizer_config.json must hold a JSON object, found list"),
         ('{"bos_token": 5}', "tokenizer_config.json: bos_token must be a string"),
         ('{"eos_token": {"contents": "x"}}', "tokenizer_config.json: eos_token must be a string"),
-        ('{"bos_token": "\\ud800"}', "tokenizer_config.json holds a lone surrogate"),
+        ('{"bos_token": "\\ud800"}', "tokenizer_config.json holds half of a surrogate pair"),
         ('{"chat_template": 5}', "tokenizer_config.json: chat_template must be"),
         ('{"chat_template": [{"name": "x"}]}', "tokenizer_config.json: chat_template must be"),
     ],

@@ -1,23 +1,17 @@
 /* The kernels of one level. Included by level_*.c, each compiled with its own flags; NV_LEVEL names the table. */
+#include <float.h>
 #include <math.h>
 
 #include "vec.h"
 
+#include "convert.h"
+
 static void rms_norm(const float *x, ptrdiff_t ldx, const float *weight, float *y, ptrdiff_t ldy, ptrdiff_t rows,
                      ptrdiff_t n, float eps) {
     for (ptrdiff_t row = 0; row < rows; row++, x += ldx, y += ldy) {
-        vf acc[VPL];
-        for (int i = 0; i < VPL; i++) acc[i] = v_set(0);
+        float inverse = inverse_rms(x, n, eps);
         ptrdiff_t j = 0;
-        for (; j + NV_LANES <= n; j += NV_LANES)
-            for (int i = 0; i < VPL; i++) {
-                vf v = v_load(x + j + i * VL);
-                acc[i] += v * v;
-            }
-        float sum = lanes_sum(acc);
-        for (; j < n; j++) sum += x[j] * x[j];
-        float inverse = 1.0f / sqrtf(sum / (float)n + eps);
-        for (j = 0; j + VL <= n; j += VL) v_store(y + j, v_load(x + j) * inverse * v_load(weight + j));
+        for (; j + VL <= n; j += VL) v_store(y + j, v_load(x + j) * inverse * v_load(weight + j));
         for (; j < n; j++) y[j] = x[j] * inverse * weight[j];
     }
 }
@@ -78,6 +72,8 @@ static void log_sum_exp(const float *logits, ptrdiff_t n, float *max, double *lo
     }
     *log_sum = m + log(total);
 }
+
+#include "gemm.h"
 
 /* ---- attention ------------------------------------------------------------------------------------------------- */
 
@@ -233,4 +229,9 @@ const nv_kernels NV_LEVEL = {
     .silu_mul = silu_mul,
     .attention = attention,
     .log_sum_exp = log_sum_exp,
+    .inverse_rms = inverse_rms,
+    .to_bf16 = to_bf16,
+    .to_int8 = to_int8,
+    .hadamard = hadamard,
+    .gemm = gemm,
 };

@@ -12,6 +12,9 @@ const nv_kernels *const *nv_available_levels(void) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))
         levels[n++] = &nv_kernels_avx512;
+    if (levels[n - 1] == &nv_kernels_avx512 && __builtin_cpu_supports("avx512bf16") &&
+        __builtin_cpu_supports("avx512vnni"))
+        levels[n++] = &nv_kernels_avx512_bf16;
 #endif
     levels[n] = 0;
     return levels;

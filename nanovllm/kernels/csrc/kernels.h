@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "linear.h"
+
 /* Positions in one KV block. Two AVX512 vectors of scores, and the depth of one AMX tile of values. */
 #define NV_BLOCK 32
 /* Attention reduces over keys in pieces of this many positions counted from position 0, whoever computes them, so that
@@ -56,12 +58,23 @@ typedef struct {
     void (*attention)(const nv_attention *task);
     /* Largest logit and log(sum(exp(logits))), the sum in double. */
     void (*log_sum_exp)(const float *logits, ptrdiff_t n, float *max, double *log_sum);
+    /* 1 / sqrt(mean(x^2) + eps). */
+    float (*inverse_rms)(const float *x, ptrdiff_t n, float eps);
+    /* y[0:n] = bfloat16(x) to nearest even, y[n:n_padded] = 0. */
+    void (*to_bf16)(const float *x, uint16_t *y, ptrdiff_t n, ptrdiff_t n_padded);
+    /* y[0:n] = round(x * 127 / max|x|), y[n:n_padded] = 0; returns factor * max|x| / 127. */
+    float (*to_int8)(const float *x, int8_t *y, ptrdiff_t n, ptrdiff_t n_padded, float factor);
+    /* x = x @ H / sqrt(block) on each block of a power of two up to 64, H Sylvester's Hadamard matrix. */
+    void (*hadamard)(float *x, ptrdiff_t n, int block);
+    /* A range of panels of a packed Linear. */
+    void (*gemm)(const nv_gemm *task, ptrdiff_t panel_begin, ptrdiff_t panel_end);
 } nv_kernels;
 
 extern const nv_kernels nv_kernels_scalar;
 #if defined(__x86_64__)
 extern const nv_kernels nv_kernels_avx2;
 extern const nv_kernels nv_kernels_avx512;
+extern const nv_kernels nv_kernels_avx512_bf16;
 #endif
 
 /* The levels that this build has and this machine can run, weakest first; ends with NULL. */

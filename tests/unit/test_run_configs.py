@@ -1,0 +1,36 @@
+"""Every example in configs/ runs to a good end, with a fake model."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from fake_llm import FakeLLM
+
+from jobs.job_file import load_job
+from jobs.run import run_job
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+NUM_ROWS = {
+    "completion_text": 5,
+    "csv_template": 6,
+    "many_inputs": 6,
+    "messages_tools": 3,
+    "quickstart": 28,
+    "row_sampling": 5,
+}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_example(path, tmp_path):
+    job = load_job(path)
+    assert job.name == path.stem
+    assert job.output.resolve().parent == CONFIGS.parent / "runs"
+    job = dataclasses.replace(job, output=tmp_path / "run", progress="none")
+    stderr = io.StringIO()
+    assert run_job(job, lambda job: FakeLLM(), stderr) == 0, stderr.getvalue()
+    counts = json.loads((tmp_path / "run" / "manifest.json").read_text())["counts"]
+    num = NUM_ROWS[path.stem]
+    assert (counts["rows"], counts["ok"], counts["errors"], counts["skipped"]) == (num, num, 0, 0)
