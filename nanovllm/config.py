@@ -10,10 +10,13 @@ import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from nanovllm.errors import ConfigError
 
-DTYPES = ("auto", "float32")
+DTYPES = ("auto", "float32", "bfloat16", "int8")
+GEMMS = ("native", "blas")
+_MAX_SIZE = 1 << 63
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}  # fmt: skip
 
@@ -22,16 +25,16 @@ def parse_size(value: int | str, key: str) -> int:
     """Read a number of bytes: an int, or a string such as "2GiB" or "500 MB".
 
     Raises:
-        ConfigError: it is neither, or not positive.
+        ConfigError: it is neither, or not positive, or beyond 64 bits.
     """
     size = None
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
+        match = re.fullmatch(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)\s*", value)
         if match and match[2].lower() in _UNITS:
-            size = int(float(match[1]) * _UNITS[match[2].lower()])
-    if size is None or size <= 0:
+            size = int(Fraction(match[1]) * _UNITS[match[2].lower()])
+    if size is None or not 0 < size < _MAX_SIZE:
         raise ConfigError(f'{key}: expected bytes or a size such as "2GiB", found {value!r}')
     return size
 
@@ -41,7 +44,9 @@ class EngineConfig:
     """What a caller may set about the engine.
 
     Attributes:
-        dtype: "auto" or "float32": how weights are kept and multiplied.
+        dtype: how weights are kept and multiplied: "float32" (exact), "bfloat16", "int8" (rotated, one scale for each
+            output channel and each row of activations); "auto" is bfloat16 where the CPU has units for it, else float32.
+        gemm: "native" or "blas" (SciPy's, float32 only: its results depend on what else is in the batch).
         threads: "auto" (CPU affinity and cgroup quota decide) or a number.
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: most token rows in one step; long prompts are cut into chunks of it.
@@ -57,6 +62,7 @@ class EngineConfig:
     """
 
     dtype: str = "auto"
+    gemm: str = "native"
     threads: int | str = "auto"
     max_num_seqs: int | str = "auto"
     max_num_batched_tokens: int | str = "auto"
@@ -70,6 +76,10 @@ class EngineConfig:
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, found {self.dtype!r}")
+        if self.gemm not in GEMMS:
+            raise ConfigError(f"gemm: expected one of {', '.join(GEMMS)}, found {self.gemm!r}")
+        if self.gemm == "blas" and self.dtype not in ("auto", "float32"):
+            raise ConfigError(f"gemm: blas multiplies float32 only, found dtype {self.dtype!r}; set dtype to float32")
         for key in ("threads", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
             value = getattr(self, key)
             if value is None:

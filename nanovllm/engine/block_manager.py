@@ -117,6 +117,13 @@ class BlockManager:
         seq.num_computed = 0
         seq.num_registered = 0
 
+    def forget(self) -> None:
+        """Empty the prefix cache; blocks that are held stay held."""
+        self._block_of.clear()
+        self._hash_of = [None] * self.num_blocks
+        self._blank += self._cached
+        self._cached.clear()
+
     def _hold(self, block: int) -> None:
         if self._ref_count[block] == 0:
             del self._cached[block]

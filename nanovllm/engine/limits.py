@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from nanovllm.config import EngineConfig
 from nanovllm.errors import ConfigError, MemoryBudgetError
-from nanovllm.kernels.decoder import BLOCK_SIZE
+from nanovllm.kernels import isa
+from nanovllm.kernels.decoder import BLOCK_SIZE, padded_head_dim
 from nanovllm.machine import format_bytes
 from nanovllm.models.spec import ModelSpec
 
@@ -31,10 +32,17 @@ class Limits:
     kv_cache_bytes: int
 
 
-def block_bytes(spec: ModelSpec) -> int:
-    """Bytes of one KV block over all layers, float32, values padded to whole vectors."""
-    padded = -(-spec.head_dim // 16) * 16
-    return spec.num_hidden_layers * spec.num_key_value_heads * BLOCK_SIZE * (spec.head_dim + padded) * 4
+def resolve_dtype(config: EngineConfig) -> str:
+    """Decide what dtype "auto" is: bfloat16 only where the CPU multiplies it, since elsewhere float32 is exact too."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if isa.has_bf16_units() and config.gemm == "native" else "float32"
+
+
+def block_bytes(spec: ModelSpec, dtype: str = "float32") -> int:
+    """Bytes of one KV block over all layers: float32 beside float32 weights, else bfloat16."""
+    width = spec.head_dim + padded_head_dim(spec.head_dim)
+    return spec.num_hidden_layers * spec.num_key_value_heads * BLOCK_SIZE * width * (4 if dtype == "float32" else 2)
 
 
 def _wanted_length(config: EngineConfig, spec: ModelSpec) -> int:
@@ -49,7 +57,7 @@ def _wanted_length(config: EngineConfig, spec: ModelSpec) -> int:
     return config.max_model_len
 
 
-def decide_limits(config: EngineConfig, spec: ModelSpec, free_bytes: int) -> Limits:
+def decide_limits(config: EngineConfig, spec: ModelSpec, dtype: str, free_bytes: int) -> Limits:
     """Size the engine for `free_bytes` of free memory (the weights already loaded).
 
     Raises:
@@ -60,7 +68,7 @@ def decide_limits(config: EngineConfig, spec: ModelSpec, free_bytes: int) -> Lim
     seqs = DEFAULT_MAX_NUM_SEQS if config.max_num_seqs == "auto" else config.max_num_seqs
     tokens = config.max_num_batched_tokens
     tokens = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, seqs) if tokens == "auto" else tokens
-    each = block_bytes(spec)
+    each = block_bytes(spec, dtype)
     if config.kv_cache_memory == "auto":
         budget = min(int(free_bytes * KV_SHARE), seqs * -(-length // BLOCK_SIZE) * each)
         source = f"half of the {format_bytes(free_bytes)} that is free"

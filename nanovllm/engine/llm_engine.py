@@ -16,7 +16,7 @@ from nanovllm.checkpoint.loader import Checkpoint
 from nanovllm.config import EngineConfig
 from nanovllm.engine.batch import Batch
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.limits import Limits, decide_limits
+from nanovllm.engine.limits import Limits, decide_limits, resolve_dtype
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -44,14 +44,21 @@ class EngineStats:
 class LLMEngine:
     """Scheduler, block manager and model runner behind `add`, `step` and `abort`."""
 
-    def __init__(self, spec: ModelSpec, runner: ModelRunner, limits: Limits, enable_prefix_caching: bool = True):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        runner: ModelRunner,
+        limits: Limits,
+        enable_prefix_caching: bool = True,
+        dtype: str = "float32",
+    ):
         self.spec = spec
         self.runner = runner
         self.limits = limits
         self.block_manager = BlockManager(limits.num_blocks, BLOCK_SIZE, enable_prefix_caching)
         self.scheduler = Scheduler(self.block_manager, limits.max_num_seqs, limits.max_num_batched_tokens)
         self.stats = EngineStats()
-        self.dtype = "float32"
+        self.dtype = dtype
 
     @property
     def has_unfinished(self) -> bool:
@@ -92,8 +99,12 @@ class LLMEngine:
         step = self.scheduler.schedule()
         if not step:
             return []
-        batch = Batch.build(step, BLOCK_SIZE)
-        token_ids = self.runner.run(batch)
+        try:
+            batch = Batch.build(step, BLOCK_SIZE)
+            token_ids = self.runner.run(batch)
+        except BaseException:  # Ctrl-C included: a notebook goes on with this engine
+            self.scheduler.undo_step()
+            raise
         advanced = [part.seq for part in batch.samples]
         for seq, token_id in zip(advanced, token_ids, strict=True):
             if token_id < 0:
@@ -138,9 +149,11 @@ def load_engine(
     spec = load_spec(model_dir, wanted)
     for text in spec.warnings:
         warnings.warn(text, stacklevel=2)
+    dtype = resolve_dtype(config)
+    team = Team(usable_cpus() if config.threads == "auto" else config.threads)
     with Checkpoint(model_dir) as checkpoint:
         identity = checkpoint.identity()
-        weights = load_weights(checkpoint, spec, progress)
+        weights = load_weights(checkpoint, spec, team, "blas" if config.gemm == "blas" else dtype, progress)
     if weights.unexpected:
         shown = ", ".join(weights.unexpected[:5]) + (", …" if len(weights.unexpected) > 5 else "")
         warnings.warn(
@@ -148,7 +161,6 @@ def load_engine(
             f"{shown}",
             stacklevel=2,
         )
-    limits = decide_limits(config, spec, available_memory())
-    team = Team(usable_cpus() if config.threads == "auto" else config.threads)
+    limits = decide_limits(config, spec, dtype, available_memory())
     runner = ModelRunner(spec, weights, limits, team)
-    return LLMEngine(spec, runner, limits, config.enable_prefix_caching), identity
+    return LLMEngine(spec, runner, limits, config.enable_prefix_caching, dtype), identity

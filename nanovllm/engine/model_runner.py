@@ -27,7 +27,7 @@ class ModelRunner:
         self.team = team
         self.decoder = Decoder(
             team, spec, spec.rope.inv_freq, spec.rope.attention_scaling, weights.embedding, weights.final_norm,
-            weights.lm_head, weights.layers, limits.num_blocks, limits.max_num_batched_tokens,
+            weights.lm_head, weights.layers, limits.num_blocks, limits.max_num_batched_tokens, weights.hadamard_block,
         )  # fmt: skip
         self.sampler = Sampler(team, spec.vocab_size)
         self.last_logits = np.empty((0, spec.vocab_size), np.float32)

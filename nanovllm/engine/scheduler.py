@@ -91,6 +91,12 @@ class Scheduler:
         self.num_preemptions += 1
         self.waiting.appendleft(seq)
 
+    def undo_step(self) -> None:
+        """Take back a step that was cut short: it registered blocks that may never have been written."""
+        while self.running:
+            self._preempt(self.running.pop())
+        self.block_manager.forget()
+
     def finish_step(self, step: list[Scheduled]) -> None:
         """Record what the step computed and drop the sequences that have ended."""
         for part in step:

@@ -15,14 +15,20 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from nanovllm.kernels.isa cimport (
-    NV_ADD, NV_ATTN_ROWS, NV_BF16, NV_BLAS_F32, NV_BLOCK, NV_F32, NV_INT8, NV_LANES, NV_PANEL, NV_SILU_MUL,
-    NV_SILU_MUL_BF16, NV_STORE, kernels, nv_attention, nv_attention_scratch, nv_gemm_scratch, nv_k_padded, nv_kernels,
+    NV_ADD, NV_ATTN_ROWS, NV_BF16, NV_BLAS_F32, NV_BLOCK, NV_F32, NV_INT8, NV_PANEL, NV_SILU_MUL, NV_SILU_MUL_BF16,
+    NV_STORE, NV_V_ALIGN, kernels, nv_attention, nv_attention_scratch, nv_gemm_scratch, nv_k_padded, nv_kernels,
     nv_linear,
 )
 from nanovllm.kernels.linear cimport Linear, linear_run, rows_t
 from nanovllm.kernels.team cimport Team, nv_team, team_barrier, team_run
 
 BLOCK_SIZE = NV_BLOCK
+
+
+def padded_head_dim(int head_dim):
+    """Width of a value row in the KV cache: whole vectors of every level."""
+    return (head_dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
+
 
 cdef extern from *:
     """
@@ -42,8 +48,8 @@ cdef struct layer_t:
     const nv_linear *gate_up      # a gated pair; with BLAS gate and up rows stacked
     const nv_linear *down
     int window                    # 0: full attention
-    float *k_cache                # [num_blocks, num_kv_heads, head_dim, NV_BLOCK]
-    float *v_cache                # [num_blocks, num_kv_heads, NV_BLOCK, v_stride]
+    char *k_cache                 # block 0; layouts in csrc/kernels.h
+    char *v_cache
 
 
 cdef struct model_t:
@@ -54,6 +60,8 @@ cdef struct model_t:
     int num_kv_heads
     int head_dim
     int v_stride
+    int cache_is_bf16
+    Py_ssize_t cache_bytes        # of one element of the KV cache
     float eps
     float scale
     float rope_scaling            # multiplies cos and sin (YaRN and LongRoPE attention factor)
@@ -147,33 +155,50 @@ cdef void norm_rows(const model_t *m, const float *x, const float *weight, const
         m.k.rms_norm(x, n, weight, <float *>to.x + row * to.ldx, to.ldx, 1, n, m.eps)
 
 
-cdef void rotate_and_store(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+cdef void store_kv(const model_t *m, const layer_t *layer, const float *k, const float *v, Py_ssize_t slot,
+                   uint16_t *temp) noexcept nogil:
+    """Write one row's keys and values into their slot of every KV head."""
+    cdef Py_ssize_t dim = m.head_dim, block = slot // NV_BLOCK, offset = slot % NV_BLOCK, head, place, d
+    cdef Py_ssize_t k_at, v_at
+    cdef float *k_f32
+    cdef uint16_t *k_bf16
+    cdef uint16_t *v_bf16
+    for head in range(m.num_kv_heads):
+        place = block * m.num_kv_heads + head
+        k_at, v_at = place * dim * NV_BLOCK * m.cache_bytes, place * NV_BLOCK * m.v_stride * m.cache_bytes
+        if m.cache_is_bf16:
+            m.k.to_bf16(k + head * dim, temp, dim, dim)
+            k_bf16 = <uint16_t *>(layer.k_cache + k_at) + offset * 2
+            for d in range(dim):
+                k_bf16[d // 2 * NV_BLOCK * 2 + d % 2] = temp[d]
+            m.k.to_bf16(v + head * dim, temp, dim, dim)
+            v_bf16 = <uint16_t *>(layer.v_cache + v_at) + offset // 2 * 2 * m.v_stride + offset % 2
+            for d in range(dim):
+                v_bf16[d * 2] = temp[d]
+        else:
+            k_f32 = <float *>(layer.k_cache + k_at) + offset
+            for d in range(dim):
+                k_f32[d * NV_BLOCK] = k[head * dim + d]
+            memcpy(<float *>(layer.v_cache + v_at) + offset * m.v_stride, v + head * dim, dim * sizeof(float))
+
+
+cdef void rotate_and_store(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end,
+                           uint16_t *temp) noexcept nogil:
     """Apply q/k norm and RoPE in place; write the rows' keys and values into the cache."""
     cdef const model_t *m = s.m
-    cdef Py_ssize_t dim = m.head_dim, half = dim // 2, row, head, block, offset, d
+    cdef Py_ssize_t dim = m.head_dim, half = dim // 2, row, head
     cdef Py_ssize_t stride = (m.num_heads + 2 * m.num_kv_heads) * dim
     cdef float *q
     cdef float *k
-    cdef float *v
-    cdef float *k_slot
-    cdef float *v_slot
     for row in range(begin, end):
         q = s.qkv + row * stride
         k = q + m.num_heads * dim
-        v = k + m.num_kv_heads * dim
         if layer.q_norm != NULL:
             m.k.rms_norm(q, dim, layer.q_norm, q, dim, m.num_heads, dim, m.eps)
             m.k.rms_norm(k, dim, layer.k_norm, k, dim, m.num_kv_heads, dim, m.eps)
         for head in range(m.num_heads + m.num_kv_heads):
             m.k.rope(q + head * dim, s.cosines + row * half, s.sines + row * half, dim)
-        block = s.slots[row] // NV_BLOCK
-        offset = s.slots[row] % NV_BLOCK
-        for head in range(m.num_kv_heads):
-            k_slot = layer.k_cache + (block * m.num_kv_heads + head) * dim * NV_BLOCK + offset
-            for d in range(dim):
-                k_slot[d * NV_BLOCK] = k[head * dim + d]
-            v_slot = layer.v_cache + ((block * m.num_kv_heads + head) * NV_BLOCK + offset) * m.v_stride
-            memcpy(v_slot, v + head * dim, dim * sizeof(float))
+        store_kv(m, layer, k, k + m.num_kv_heads * dim, s.slots[row], temp)
 
 
 cdef void attend(step_t *s, const layer_t *layer, int tid) noexcept nogil:
@@ -191,6 +216,7 @@ cdef void attend(step_t *s, const layer_t *layer, int tid) noexcept nogil:
     cdef nv_attention a
     a.q, a.out, a.q_offset, a.out_offset, a.position = s.qkv, temp if to_bf16 else s.attn, q_offset, out_offset, position
     a.head_dim, a.v_stride, a.window, a.scale = m.head_dim, m.v_stride, layer.window, m.scale
+    a.is_bf16 = m.cache_is_bf16
     a.k_block_stride = m.num_kv_heads * dim * NV_BLOCK
     a.v_block_stride = m.num_kv_heads * NV_BLOCK * <Py_ssize_t>m.v_stride
     a.scratch = <float *>(s.thread_scratch + tid * s.scratch_stride + s.attention_at)
@@ -217,8 +243,8 @@ cdef void attend(step_t *s, const layer_t *layer, int tid) noexcept nogil:
             q_offset[r] = row * stride + head * dim
             out_offset[r] = r * dim if to_bf16 else row * out_stride + head * dim
             position[r] = s.positions[row]
-        a.k_cache = layer.k_cache + kv_head * dim * NV_BLOCK
-        a.v_cache = layer.v_cache + kv_head * NV_BLOCK * <Py_ssize_t>m.v_stride
+        a.k_cache = layer.k_cache + kv_head * dim * NV_BLOCK * m.cache_bytes
+        a.v_cache = layer.v_cache + kv_head * NV_BLOCK * m.v_stride * m.cache_bytes
         a.block_table = s.block_tables + low * s.block_table_stride
         m.k.attention(&a)
         if to_bf16:
@@ -246,7 +272,7 @@ cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_
     team_barrier(m.team)
     linear_run(layer.qkv, &s.hidden_in, s.qkv, qkv_width, NV_STORE, gemm_scratch, tid, n)
     team_barrier(m.team)
-    rotate_and_store(s, layer, begin, end)
+    rotate_and_store(s, layer, begin, end, <uint16_t *>scratch)
     if tid == 0:
         s.next_task = 0
     team_barrier(m.team)
@@ -373,6 +399,8 @@ cdef class Decoder:
         self._check(lm_head, self.vocab_size, self.m.hidden_size, "lm_head")
         self.m.lm_head = &lm_head.c
         self._set_embedding(embedding)
+        self.m.cache_is_bf16 = self.m.kind in (NV_BF16, NV_INT8)
+        self.m.cache_bytes = 2 if self.m.cache_is_bf16 else 4
         self._set_cache()
         self.m.layers = <layer_t *>PyMem_Calloc(self.m.num_layers, sizeof(layer_t))
         if self.m.layers == NULL:
@@ -391,7 +419,7 @@ cdef class Decoder:
         self.m.hidden_size, self.m.intermediate_size = spec.hidden_size, spec.intermediate_size
         self.m.num_heads, self.m.num_kv_heads = spec.num_attention_heads, spec.num_key_value_heads
         self.m.head_dim = spec.head_dim
-        self.m.v_stride = (spec.head_dim + NV_LANES - 1) // NV_LANES * NV_LANES
+        self.m.v_stride = padded_head_dim(spec.head_dim)
         self.m.eps = spec.rms_norm_eps
         self.m.scale = spec.head_dim ** -0.5
         self.m.rope_scaling = rope_scaling
@@ -430,15 +458,16 @@ cdef class Decoder:
     def _set_cache(self):
         shape = (self.m.num_layers, self.num_blocks, self.m.num_kv_heads)
         # Zeroed pages come from the system on first touch: a cache that is never filled costs no memory.
-        self.k_cache = np.zeros((*shape, self.m.head_dim, NV_BLOCK), np.float32)
-        self.v_cache = np.zeros((*shape, NV_BLOCK, self.m.v_stride), np.float32)
+        dtype = np.uint16 if self.m.cache_is_bf16 else np.float32
+        self.k_cache = np.zeros((*shape, self.m.head_dim * NV_BLOCK), dtype)
+        self.v_cache = np.zeros((*shape, NV_BLOCK * self.m.v_stride), dtype)
 
     def _set_layer(self, int i, dict weights, int window):
         cdef layer_t *layer = &self.m.layers[i]
         cdef Linear qkv = weights["qkv"], o = weights["o"], gate_up = weights["gate_up"], down = weights["down"]
         cdef Py_ssize_t heads = self.m.num_heads, kv_heads = self.m.num_kv_heads, dim = self.m.head_dim
-        cdef float[:, :, :, :, ::1] k_cache = self.k_cache
-        cdef float[:, :, :, :, ::1] v_cache = self.v_cache
+        cdef char[:, ::1] k_cache = self.k_cache.view(np.int8).reshape(self.m.num_layers, -1)
+        cdef char[:, ::1] v_cache = self.v_cache.view(np.int8).reshape(self.m.num_layers, -1)
         self._check(qkv, (heads + 2 * kv_heads) * dim, self.m.hidden_size, f"layer {i} qkv")
         self._check(o, self.m.hidden_size, heads * dim, f"layer {i} o")
         stacked = 1 if gate_up.c.gated else 2
@@ -453,7 +482,7 @@ cdef class Decoder:
             layer.q_norm = self._vector(weights["q_norm"], dim, f"layer {i} q_norm")
             layer.k_norm = self._vector(weights["k_norm"], dim, f"layer {i} k_norm")
         layer.window = window
-        layer.k_cache, layer.v_cache = &k_cache[i, 0, 0, 0, 0], &v_cache[i, 0, 0, 0, 0]
+        layer.k_cache, layer.v_cache = &k_cache[i, 0], &v_cache[i, 0]
 
     cdef void *_buffer(self, Py_ssize_t count, Py_ssize_t itemsize) except NULL:
         """Zeroed memory on a cache line; pages that no step touches cost nothing."""

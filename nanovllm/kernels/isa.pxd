@@ -48,7 +48,7 @@ cdef extern from "csrc/kernels.h" nogil:
         NV_BLOCK
         NV_PIECE
         NV_ATTN_ROWS
-        NV_LANES
+        NV_V_ALIGN
 
     ctypedef struct nv_attention:
         const float *q
@@ -57,8 +57,9 @@ cdef extern from "csrc/kernels.h" nogil:
         const Py_ssize_t *out_offset
         const int32_t *position
         int num_rows
-        const float *k_cache
-        const float *v_cache
+        int is_bf16
+        const void *k_cache
+        const void *v_cache
         Py_ssize_t k_block_stride
         Py_ssize_t v_block_stride
         const int32_t *block_table

@@ -31,6 +31,11 @@ def active_level():
     return (<bytes>active.name).decode()
 
 
+def has_bf16_units():
+    """Whether the level in use multiplies bfloat16 in hardware."""
+    return active_level() in ("avx512_bf16", "amx")
+
+
 def use_level(name):
     """Switch every kernel to level `name`; meant for tests and for NANOVLLM_ISA.
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint16_t
 
 from nanovllm.kernels.isa cimport (
-    NV_ATTN_ROWS, NV_BLOCK, NV_LANES, kernels, nv_attention, nv_attention_scratch,
+    NV_ATTN_ROWS, NV_BLOCK, NV_V_ALIGN, kernels, nv_attention, nv_attention_scratch,
 )
 
 
@@ -50,6 +50,41 @@ def log_sum_exp(const float[::1] logits):
     return top, log_sum
 
 
+def pack_bf16_cache(k, v):
+    """Return float caches (layouts of `paged_attention`) as bfloat16 bits in the layouts that the bf16 kernels read.
+
+    k [.., head_dim, 32] becomes [.., head_dim / 2, 32, 2]; v [.., 32, padded] becomes [.., 16, padded, 2]; the last
+    axes come joined.
+    """
+    def narrow(x):
+        cdef const float[::1] flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+        out = np.empty(flat.shape[0], np.uint16)
+        cdef uint16_t[::1] view = out
+        kernels().to_bf16(&flat[0], &view[0], flat.shape[0], flat.shape[0])
+        return out.reshape(x.shape)
+    num_blocks, kv_heads, dim, _ = k.shape
+    padded = v.shape[3]
+    k16 = narrow(k).reshape(num_blocks, kv_heads, dim // 2, 2, NV_BLOCK).swapaxes(3, 4)
+    v16 = narrow(v).reshape(num_blocks, kv_heads, NV_BLOCK // 2, 2, padded).swapaxes(3, 4)
+    return k16.reshape(num_blocks, kv_heads, dim * NV_BLOCK), v16.reshape(num_blocks, kv_heads, NV_BLOCK * padded)
+
+
+def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_cache, const uint16_t[:, :, ::1] v_cache,
+                         const int32_t[::1] block_table, const int32_t[::1] positions, int window, float scale,
+                         float[:, :, ::1] out):
+    """`paged_attention` over a bfloat16 cache, as `pack_bf16_cache` lays it out."""
+    cdef Py_ssize_t dim = q.shape[2], padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
+    if k_cache.shape[2] != dim * NV_BLOCK or v_cache.shape[2] != padded * NV_BLOCK or q.shape[1] % k_cache.shape[1]:
+        raise ValueError(f"k_cache {tuple(k_cache.shape)[:3]} and v_cache {tuple(v_cache.shape)[:3]} do not fit heads "
+                         f"of {dim}")
+    if q.shape[0] == 0:
+        return
+    if max(positions) // NV_BLOCK >= block_table.shape[0] or max(block_table) >= k_cache.shape[0]:
+        raise ValueError("the block table is too short for the last position, or names a block outside the cache")
+    run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], 2, block_table,
+                  positions, window, scale, out)
+
+
 def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache, const float[:, :, :, ::1] v_cache,
                     const int32_t[::1] block_table, const int32_t[::1] positions, int window, float scale,
                     float[:, :, ::1] out):
@@ -57,31 +92,41 @@ def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache,
 
     Args:
         q: [num_rows, num_heads, head_dim]; positions: [num_rows]; out: like q, written.
-        k_cache: [num_blocks, num_kv_heads, head_dim, 32]; v_cache: [num_blocks, num_kv_heads, 32, padded head_dim].
+        k_cache: [num_blocks, num_kv_heads, head_dim, 32]; v_cache: [num_blocks, num_kv_heads, 32, padded head_dim],
+            the head_dim padded to a multiple of 32.
         window: 0, or how many positions up to its own a row sees.
     """
-    cdef Py_ssize_t rows = q.shape[0], heads = q.shape[1], dim = q.shape[2], kv_heads = k_cache.shape[1]
-    cdef Py_ssize_t group = heads // kv_heads, kv_head, index, r, row, head
-    cdef Py_ssize_t padded = (dim + NV_LANES - 1) // NV_LANES * NV_LANES
+    cdef Py_ssize_t dim = q.shape[2], padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
+    if (k_cache.shape[2] != dim or k_cache.shape[3] != NV_BLOCK or v_cache.shape[3] != padded
+            or q.shape[1] % k_cache.shape[1]):
+        raise ValueError(f"q has {q.shape[1]} heads of {dim}; k_cache {tuple(k_cache.shape)[1:4]}, "
+                         f"v_cache {tuple(v_cache.shape)[1:4]} do not fit")
+    if q.shape[0] == 0:
+        return
+    if max(positions) // NV_BLOCK >= block_table.shape[0] or max(block_table) >= k_cache.shape[0]:
+        raise ValueError("the block table is too short for the last position, or names a block outside the cache")
+    run_attention(q, <const char *>&k_cache[0, 0, 0, 0], <const char *>&v_cache[0, 0, 0, 0], k_cache.shape[1], 4,
+                  block_table, positions, window, scale, out)
+
+
+cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_cache, Py_ssize_t kv_heads,
+                   Py_ssize_t itemsize, const int32_t[::1] block_table, const int32_t[::1] positions, int window,
+                   float scale, float[:, :, ::1] out):
+    cdef Py_ssize_t rows = q.shape[0], heads = q.shape[1], dim = q.shape[2], group = heads // kv_heads
+    cdef Py_ssize_t padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN, kv_head, index, r, row, head
     cdef Py_ssize_t q_offset[NV_ATTN_ROWS]
     cdef Py_ssize_t out_offset[NV_ATTN_ROWS]
     cdef int32_t position[NV_ATTN_ROWS]
     cdef nv_attention a
-    if k_cache.shape[2] != dim or k_cache.shape[3] != NV_BLOCK or v_cache.shape[3] != padded or heads % kv_heads:
-        raise ValueError(f"q has {heads} heads of {dim}; k_cache {tuple(k_cache.shape)[1:4]}, "
-                         f"v_cache {tuple(v_cache.shape)[1:4]} do not fit")
-    if rows == 0:
-        return
-    if max(positions) // NV_BLOCK >= block_table.shape[0] or max(block_table) >= k_cache.shape[0]:
-        raise ValueError("the block table is too short for the last position, or names a block outside the cache")
     scratch = np.empty(nv_attention_scratch(<int>dim), np.float32)
     cdef float[::1] scratch_view = scratch
     a.q, a.out, a.q_offset, a.out_offset, a.position = &q[0, 0, 0], &out[0, 0, 0], q_offset, out_offset, position
     a.block_table, a.head_dim, a.v_stride, a.window = &block_table[0], <int>dim, <int>padded, window
     a.k_block_stride, a.v_block_stride = kv_heads * dim * NV_BLOCK, kv_heads * NV_BLOCK * padded
-    a.scale, a.scratch = scale, &scratch_view[0]
+    a.scale, a.scratch, a.is_bf16 = scale, &scratch_view[0], itemsize == 2
     for kv_head in range(kv_heads):
-        a.k_cache, a.v_cache = &k_cache[0, kv_head, 0, 0], &v_cache[0, kv_head, 0, 0]
+        a.k_cache = k_cache + kv_head * dim * NV_BLOCK * itemsize
+        a.v_cache = v_cache + kv_head * NV_BLOCK * padded * itemsize
         for index in range(0, rows * group, NV_ATTN_ROWS):
             a.num_rows = <int>min(NV_ATTN_ROWS, rows * group - index)
             for r in range(a.num_rows):

@@ -173,6 +173,18 @@ def test_without_prefix_caching_nothing_is_shared():
     manager.check([second])
 
 
+def test_forgetting_empties_the_prefix_cache_and_nothing_else():
+    manager = BlockManager(6, SIZE)
+    held = computed(manager, range(5))
+    manager.release(computed(manager, range(100, 109)))
+    manager.forget()
+    manager.check([held])
+    assert manager.num_free == 4
+    assert manager.admit(sequence(range(5)), 1) == manager.admit(sequence(range(100, 105)), 1) == 0
+    manager.release(held)
+    assert manager.admit(sequence(range(5)), 1) == 0
+
+
 def test_check_finds_unbalanced_books():
     manager = BlockManager(4, SIZE)
     seq = computed(manager, range(5))

@@ -1,5 +1,7 @@
 """Which sequences run: budgets, order, chunks, preemption of the youngest, and ends of every kind."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
 
 SIZE = 4
+fresh_ids = itertools.count(1000)
 
 
 def make(num_blocks=16, max_num_seqs=8, max_num_batched_tokens=32, caching=False):
@@ -18,7 +21,7 @@ def make(num_blocks=16, max_num_seqs=8, max_num_batched_tokens=32, caching=False
 
 def add(scheduler, prompt, max_total=1000):
     """Queue a sequence; an int stands for a prompt of that length that shares nothing."""
-    tokens = [hash((id(scheduler), prompt, i)) % 10**6 for i in range(prompt)] if isinstance(prompt, int) else prompt
+    tokens = [next(fresh_ids) for _ in range(prompt)] if isinstance(prompt, int) else prompt
     seq = Sequence("", list(tokens), SamplingParams(), max_total=max_total)
     scheduler.add(seq)
     return seq

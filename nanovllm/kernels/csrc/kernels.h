@@ -21,7 +21,15 @@
 /* Lanes of every horizontal sum, whatever the level's vector length, so that the order of additions is one. */
 #define NV_LANES 16
 
-/* One tile of query rows against one KV head of one layer. */
+/* Values are padded to a multiple of this: two of the widest vectors, which the value kernels keep in registers. */
+#define NV_V_ALIGN 32
+
+/* One tile of query rows against one KV head of one layer.
+ *
+ * Cache blocks, for the kernel that reads them straight through:
+ *   float32   k [head_dim][NV_BLOCK]           v [NV_BLOCK][v_stride]
+ *   bfloat16  k [head_dim / 2][NV_BLOCK][2]    v [NV_BLOCK / 2][v_stride][2]
+ * that is, for bfloat16, neighbours along the dimension that is summed lie side by side, as vdpbf16ps and AMX want. */
 typedef struct {
     const float *q;              /* row r at q + q_offset[r] */
     float *out;                  /* row r at out + out_offset[r] */
@@ -29,21 +37,22 @@ typedef struct {
     const ptrdiff_t *out_offset; /* [num_rows] */
     const int32_t *position;     /* [num_rows] position of each row's token: it sees positions up to and including it */
     int num_rows;                /* 1 .. NV_ATTN_ROWS */
-    const float *k_cache;        /* this layer and KV head of block 0: [head_dim, NV_BLOCK] */
-    const float *v_cache;        /* this layer and KV head of block 0: [NV_BLOCK, v_stride] */
-    ptrdiff_t k_block_stride;    /* floats from one block to the next */
+    int is_bf16;                 /* the cache is bfloat16, and queries and weights are rounded to it */
+    const void *k_cache;         /* this layer and KV head of block 0 */
+    const void *v_cache;
+    ptrdiff_t k_block_stride;    /* elements from one block to the next */
     ptrdiff_t v_block_stride;
     const int32_t *block_table;  /* block ids of this sequence */
     int head_dim;
-    int v_stride;                /* head_dim rounded up to NV_LANES */
+    int v_stride;                /* head_dim rounded up to NV_V_ALIGN */
     int window;                  /* 0: full attention; else a row sees the last `window` positions */
     float scale;                 /* usually head_dim ** -0.5 */
     float *scratch;              /* nv_attention_scratch(head_dim) floats, one for each thread */
 } nv_attention;
 
 static inline size_t nv_attention_scratch(int head_dim) {
-    size_t padded = ((size_t)head_dim + NV_LANES - 1) / NV_LANES * NV_LANES;
-    return NV_ATTN_ROWS * (NV_PIECE + 3 * padded) + 64;
+    size_t padded = ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+    return NV_ATTN_ROWS * (NV_PIECE + NV_PIECE / 2 + 3 * padded) + 64;
 }
 
 typedef struct {

@@ -1,0 +1,294 @@
+/* Causal grouped-query attention over the paged cache, for one level. Included by body.h.
+ *
+ * A row's sum goes over pieces of NV_PIECE positions counted from position 0: scores of the piece, softmax weights, the
+ * weighted values in ascending position, then the piece is folded into the row's running state. Positions that a row
+ * does not see get weight 0 and change no bit, so a row comes out the same alone, beside others, as prefill or decode.
+ */
+
+/* scores[r][0:NV_BLOCK] = sum over d of q[d][r] * k[d][:], d ascending. q is [head_dim][NV_ATTN_ROWS]. */
+#define SCORES_F32(R)                                                                                         \
+    static void scores_f32_##R(const void *q_tile, const void *block, int head_dim, float *scores) {          \
+        const float *q = q_tile, *k = block;                                                                  \
+        for (int part = 0; part < NV_BLOCK; part += 2 * VL) {                                                 \
+            vf acc[R][2];                                                                                     \
+            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                     \
+            for (int d = 0; d < head_dim; d++) {                                                              \
+                vf k0 = v_load(k + d * NV_BLOCK + part), k1 = v_load(k + d * NV_BLOCK + part + VL);           \
+                for (int r = 0; r < R; r++) {                                                                 \
+                    vf x = v_set(q[d * NV_ATTN_ROWS + r]);                                                    \
+                    acc[r][0] += x * k0;                                                                      \
+                    acc[r][1] += x * k1;                                                                      \
+                }                                                                                             \
+            }                                                                                                 \
+            for (int r = 0; r < R; r++) {                                                                     \
+                v_store(scores + r * NV_PIECE + part, acc[r][0]);                                             \
+                v_store(scores + r * NV_PIECE + part + VL, acc[r][1]);                                        \
+            }                                                                                                 \
+        }                                                                                                     \
+    }
+
+/* out[r][0:2*VL] += sum over t of weights[r][t] * v[t][0:2*VL], t ascending over the first `count` positions. */
+#define VALUES_F32(R)                                                                                         \
+    static void values_f32_##R(const void *weights, const void *block, int stride, int count, float *out) {   \
+        const float *p = weights, *v = block;                                                                 \
+        vf acc[R][2];                                                                                         \
+        for (int r = 0; r < R; r++)                                                                           \
+            for (int c = 0; c < 2; c++) acc[r][c] = v_load(out + r * stride + c * VL);                        \
+        for (int t = 0; t < count; t++) {                                                                     \
+            vf v0 = v_load(v + t * stride), v1 = v_load(v + t * stride + VL);                                 \
+            for (int r = 0; r < R; r++) {                                                                     \
+                vf x = v_set(p[r * NV_PIECE + t]);                                                            \
+                acc[r][0] += x * v0;                                                                          \
+                acc[r][1] += x * v1;                                                                          \
+            }                                                                                                 \
+        }                                                                                                     \
+        for (int r = 0; r < R; r++)                                                                           \
+            for (int c = 0; c < 2; c++) v_store(out + r * stride + c * VL, acc[r][c]);                        \
+    }
+
+#if defined(__AVX512BF16__)
+#define SCORE_STEP(r)                                                                                         \
+    x = (__m512bh)_mm512_set1_epi32(q[d * NV_ATTN_ROWS + r]);                                                 \
+    p##r = _mm512_dpbf16_ps(p##r, x, k0);                                                                     \
+    q##r = _mm512_dpbf16_ps(q##r, x, k1);
+#define SCORE_ZERO(r) __m512 p##r = _mm512_setzero_ps(), q##r = _mm512_setzero_ps();
+#define SCORE_STORE(r)                                                                                        \
+    _mm512_storeu_ps(scores + r * NV_PIECE, p##r);                                                            \
+    _mm512_storeu_ps(scores + r * NV_PIECE + 16, q##r);
+#define SCORES_BF16(R)                                                                                        \
+    static void scores_bf16_##R(const void *q_tile, const void *block, int head_dim, float *scores) {         \
+        const int32_t *q = q_tile; /* pairs */                                                                \
+        const char *k = block;                                                                                \
+        ROWS_##R(SCORE_ZERO)                                                                                  \
+        for (int d = 0; d < head_dim / 2; d++, k += 128) {                                                    \
+            __m512bh k0 = (__m512bh)_mm512_loadu_si512(k), k1 = (__m512bh)_mm512_loadu_si512(k + 64), x;      \
+            ROWS_##R(SCORE_STEP)                                                                              \
+        }                                                                                                     \
+        ROWS_##R(SCORE_STORE)                                                                                 \
+    }
+
+#define VALUE_LOAD(r) __m512 p##r = _mm512_loadu_ps(out + r * stride), q##r = _mm512_loadu_ps(out + r * stride + 16);
+#define VALUE_STEP(r)                                                                                         \
+    x = (__m512bh)_mm512_set1_epi32(p[r * (NV_PIECE / 2) + t]);                                               \
+    p##r = _mm512_dpbf16_ps(p##r, x, v0);                                                                     \
+    q##r = _mm512_dpbf16_ps(q##r, x, v1);
+#define VALUE_STORE(r)                                                                                        \
+    _mm512_storeu_ps(out + r * stride, p##r);                                                                 \
+    _mm512_storeu_ps(out + r * stride + 16, q##r);
+#define VALUES_BF16(R)                                                                                        \
+    static void values_bf16_##R(const void *weights, const void *block, int stride, int count, float *out) {  \
+        const int32_t *p = weights; /* pairs */                                                               \
+        const char *v = block;                                                                                \
+        ROWS_##R(VALUE_LOAD)                                                                                  \
+        int t = 0;                                                                                            \
+        for (; t < count / 2; t++, v += 4 * (ptrdiff_t)stride) {                                              \
+            __m512bh v0 = (__m512bh)_mm512_loadu_si512(v), v1 = (__m512bh)_mm512_loadu_si512(v + 64), x;      \
+            ROWS_##R(VALUE_STEP)                                                                              \
+        }                                                                                                     \
+        if (count % 2) { /* the second position of the last pair is not ours to read: 0 * NaN is NaN */       \
+            const __m512i first = _mm512_set1_epi32(0xffff);                                                  \
+            __m512bh v0 = (__m512bh)_mm512_and_si512(_mm512_loadu_si512(v), first);                           \
+            __m512bh v1 = (__m512bh)_mm512_and_si512(_mm512_loadu_si512(v + 64), first), x;                   \
+            ROWS_##R(VALUE_STEP)                                                                              \
+        }                                                                                                     \
+        ROWS_##R(VALUE_STORE)                                                                                 \
+    }
+#else
+#define LOW(x) ((vf)((vi)(x) << 16))
+#define HIGH(x) ((vf)((vi)(x) & (int32_t)0xffff0000))
+#define SCORES_BF16(R)                                                                                        \
+    static void scores_bf16_##R(const void *q_tile, const void *block, int head_dim, float *scores) {         \
+        const float *q = q_tile, *k = block; /* one float's worth of bits is a pair */                        \
+        for (int part = 0; part < NV_BLOCK; part += 2 * VL) {                                                 \
+            vf acc[R][2];                                                                                     \
+            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                     \
+            for (int d = 0; d < head_dim; d += 2) {                                                           \
+                vf k0 = v_load(k + d / 2 * NV_BLOCK + part), k1 = v_load(k + d / 2 * NV_BLOCK + part + VL);   \
+                for (int r = 0; r < R; r++) {                                                                 \
+                    vf x = v_set(q[d * NV_ATTN_ROWS + r]), y = v_set(q[(d + 1) * NV_ATTN_ROWS + r]);          \
+                    acc[r][0] += x * LOW(k0);                                                                 \
+                    acc[r][1] += x * LOW(k1);                                                                 \
+                    acc[r][0] += y * HIGH(k0);                                                                \
+                    acc[r][1] += y * HIGH(k1);                                                                \
+                }                                                                                             \
+            }                                                                                                 \
+            for (int r = 0; r < R; r++) {                                                                     \
+                v_store(scores + r * NV_PIECE + part, acc[r][0]);                                             \
+                v_store(scores + r * NV_PIECE + part + VL, acc[r][1]);                                        \
+            }                                                                                                 \
+        }                                                                                                     \
+    }
+
+#define VALUES_BF16(R)                                                                                        \
+    static void values_bf16_##R(const void *weights, const void *block, int stride, int count, float *out) {  \
+        const float *p = weights, *v = block;                                                                 \
+        vf acc[R][2];                                                                                         \
+        for (int r = 0; r < R; r++)                                                                           \
+            for (int c = 0; c < 2; c++) acc[r][c] = v_load(out + r * stride + c * VL);                        \
+        for (int t = 0; t < count; t++) {                                                                     \
+            vf v0 = v_load(v + t / 2 * stride), v1 = v_load(v + t / 2 * stride + VL);                         \
+            v0 = t % 2 ? HIGH(v0) : LOW(v0);                                                                  \
+            v1 = t % 2 ? HIGH(v1) : LOW(v1);                                                                  \
+            for (int r = 0; r < R; r++) {                                                                     \
+                vf x = v_set(p[r * NV_PIECE + t]);                                                            \
+                acc[r][0] += x * v0;                                                                          \
+                acc[r][1] += x * v1;                                                                          \
+            }                                                                                                 \
+        }                                                                                                     \
+        for (int r = 0; r < R; r++)                                                                           \
+            for (int c = 0; c < 2; c++) v_store(out + r * stride + c * VL, acc[r][c]);                        \
+    }
+#endif
+
+#define EACH_ATTN_ROWS(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8)
+EACH_ATTN_ROWS(SCORES_F32) EACH_ATTN_ROWS(VALUES_F32) EACH_ATTN_ROWS(SCORES_BF16) EACH_ATTN_ROWS(VALUES_BF16)
+#define ATTN_TABLE(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
+
+typedef void (*scores_fn)(const void *, const void *, int, float *);
+typedef void (*values_fn)(const void *, const void *, int, int, float *);
+static const scores_fn scores_table[2][NV_ATTN_ROWS] = {ATTN_TABLE(scores_f32), ATTN_TABLE(scores_bf16)};
+static const values_fn values_table[2][NV_ATTN_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
+
+/* Turns scores[0:n] into exp(score - max) over the visible positions [first, last] and 0 elsewhere. The lane of a
+ * position depends on the position alone. Returns the sum; *max is the largest visible score. */
+static float softmax_piece(float *scores, int n, int first, int last, float *max) {
+    for (int t = 0; t < first; t++) scores[t] = -INFINITY;
+    for (int t = last + 1; t < n; t++) scores[t] = -INFINITY;
+    vf top = v_set(-INFINITY);
+    for (int t = 0; t < n; t += VL) top = v_max(top, v_load(scores + t));
+    float m = lanes_max(top);
+    vf acc[VPL];
+    for (int i = 0; i < VPL; i++) acc[i] = v_set(0);
+    for (int t = 0; t < n; t += NV_LANES)
+        for (int i = 0; i < VPL; i++) {
+            vf p = v_exp(v_load(scores + t + i * VL) - m);
+            v_store(scores + t + i * VL, p);
+            acc[i] += p;
+        }
+    *max = m;
+    return lanes_sum(acc);
+}
+
+/* Folds one piece (its maximum, sum and weighted values) into a row's running state, pieces in ascending order.
+ * Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867). */
+static void merge_piece(float piece_max, float piece_sum, const float *piece, float *max, float *sum, float *out,
+                        int n) {
+    float m = piece_max > *max ? piece_max : *max;
+    float keep = expf(*max - m), add = expf(piece_max - m); /* exp(-inf) = 0 for the first piece */
+    *sum = *sum * keep + piece_sum * add;
+    *max = m;
+    for (int d = 0; d < n; d += VL) v_store(out + d, v_load(out + d) * keep + v_load(piece + d) * add);
+}
+
+/* x[0:n] rounded to bfloat16 but kept as float, for levels that multiply in float. */
+static inline float rounded(float x) {
+    uint16_t half;
+    to_bf16(&x, &half, 1, 1);
+    uint32_t bits = (uint32_t)half << 16;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* Scaled queries as the score kernels read them: [head_dim][NV_ATTN_ROWS] floats, or [head_dim / 2][NV_ATTN_ROWS] pairs. */
+static void load_queries(const nv_attention *a, float *q) {
+    for (int r = 0; r < a->num_rows; r++) {
+        const float *source = a->q + a->q_offset[r];
+#if defined(__AVX512BF16__)
+        if (a->is_bf16) {
+            float scaled[2];
+            for (int d = 0; d < a->head_dim; d += 2) {
+                scaled[0] = source[d] * a->scale;
+                scaled[1] = source[d + 1] * a->scale;
+                to_bf16(scaled, (uint16_t *)(q + d / 2 * NV_ATTN_ROWS + r), 2, 2);
+            }
+            continue;
+        }
+#endif
+        for (int d = 0; d < a->head_dim; d++) {
+            float x = source[d] * a->scale;
+            q[d * NV_ATTN_ROWS + r] = a->is_bf16 ? rounded(x) : x;
+        }
+    }
+}
+
+/* Softmax weights of a piece as the value kernels read them. `halves` has room for one piece of bfloat16 a row. */
+static const void *load_weights(const nv_attention *a, float *scores, int begin, int end, uint16_t *halves) {
+    if (!a->is_bf16) return scores;
+    for (int r = 0; r < a->num_rows; r++) {
+#if defined(__AVX512BF16__)
+        to_bf16(scores + r * NV_PIECE + begin, halves + r * NV_PIECE + begin, end - begin, end - begin);
+#else
+        for (int t = begin; t < end; t++) scores[r * NV_PIECE + t] = rounded(scores[r * NV_PIECE + t]);
+#endif
+    }
+#if defined(__AVX512BF16__)
+    return halves;
+#else
+    (void)halves;
+    return scores;
+#endif
+}
+
+static void attention(const nv_attention *a) {
+    const int rows = a->num_rows, dim = a->head_dim, padded = a->v_stride, bytes = a->is_bf16 ? 2 : 4;
+    const scores_fn scores_of = scores_table[a->is_bf16][rows - 1];
+    const values_fn values_of = values_table[a->is_bf16][rows - 1];
+    float *scores = a->scratch;                         /* [NV_ATTN_ROWS][NV_PIECE] */
+    float *q = scores + NV_ATTN_ROWS * NV_PIECE;        /* [head_dim][NV_ATTN_ROWS] */
+    float *piece = q + NV_ATTN_ROWS * padded;           /* [NV_ATTN_ROWS][padded] */
+    float *total = piece + NV_ATTN_ROWS * padded;       /* [NV_ATTN_ROWS][padded] */
+    uint16_t *halves = (uint16_t *)(total + NV_ATTN_ROWS * padded);
+    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS], piece_max[NV_ATTN_ROWS], piece_sum[NV_ATTN_ROWS];
+    int first[NV_ATTN_ROWS], lowest = INT32_MAX, highest = 0;
+
+    load_queries(a, q);
+    for (int r = 0; r < rows; r++) {
+        int position = a->position[r];
+        first[r] = a->window > 0 && position >= a->window ? position - a->window + 1 : 0;
+        lowest = first[r] < lowest ? first[r] : lowest;
+        highest = position > highest ? position : highest;
+        max[r] = -INFINITY;
+        sum[r] = 0;
+    }
+    memset(total, 0, sizeof(float) * NV_ATTN_ROWS * (size_t)padded);
+
+    for (int base = lowest / NV_PIECE * NV_PIECE; base <= highest; base += NV_PIECE) {
+        int begin = (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK;      /* first block that any row sees */
+        int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE;    /* one past the last position */
+        int blocks_end = (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK;
+        for (int t = begin; t < blocks_end; t += NV_BLOCK) {
+            ptrdiff_t at = a->block_table[(base + t) / NV_BLOCK] * a->k_block_stride * bytes;
+            scores_of(q, (const char *)a->k_cache + at, dim, scores + t);
+        }
+        for (int r = 0; r < rows; r++) {
+            int from = first[r] - base > begin ? first[r] - base : begin;
+            int to = a->position[r] - base < blocks_end - 1 ? a->position[r] - base : blocks_end - 1;
+            if (from > to) { /* sees nothing of this piece */
+                memset(scores + r * NV_PIECE + begin, 0, sizeof(float) * (size_t)(blocks_end - begin));
+                piece_max[r] = -INFINITY;
+                continue;
+            }
+            piece_sum[r] = softmax_piece(scores + r * NV_PIECE + begin, blocks_end - begin, from - begin, to - begin,
+                                         &piece_max[r]);
+        }
+        const void *weights = load_weights(a, scores, begin, blocks_end, halves);
+        const ptrdiff_t weight_bytes = weights == scores ? 4 : 2;
+        memset(piece, 0, sizeof(float) * NV_ATTN_ROWS * (size_t)padded);
+        for (int t = begin; t < blocks_end; t += NV_BLOCK) {
+            const char *v = (const char *)a->v_cache + a->block_table[(base + t) / NV_BLOCK] * a->v_block_stride * bytes;
+            /* Slots past `highest` hold whatever an earlier sequence left; they are not read, 0 * NaN being NaN. */
+            int count = end - t < NV_BLOCK ? end - t : NV_BLOCK;
+            for (int d = 0; d < padded; d += 2 * VL)
+                values_of((const char *)weights + t * weight_bytes, v + d * 4, padded, count, piece + d);
+        }
+        for (int r = 0; r < rows; r++)
+            if (piece_max[r] != -INFINITY)
+                merge_piece(piece_max[r], piece_sum[r], piece + r * padded, &max[r], &sum[r], total + r * padded,
+                            padded);
+    }
+    for (int r = 0; r < rows; r++) {
+        float inverse = 1.0f / sum[r];
+        float *out = a->out + a->out_offset[r];
+        for (int d = 0; d < dim; d++) out[d] = total[r * padded + d] * inverse;
+    }
+}
