@@ -101,17 +101,19 @@ test-debug: $(DEV)
 	cd build/debug && NANOVLLM_CYTHON_DEBUG=1 $(PY) setup.py --quiet build_ext --inplace
 	cd build/debug && PYTHONPATH=. $(PY) -m pytest tests/unit -q
 
-# The sanitizer's library must be loaded before Python. Leaks are not looked for: CPython keeps memory until it exits.
-# PYTHONMALLOC lets AddressSanitizer see Python's own blocks; -s keeps its report from vanishing in pytest's capture.
+# A sanitizer's library must be loaded before Python. Leaks are not looked for: CPython keeps memory until it exits.
+# PYTHONMALLOC lets AddressSanitizer see Python's own blocks; -s keeps a report from vanishing in pytest's capture.
+# Neither SciPy's BLAS nor Python is instrumented, so what they do alone is not seen.
+ASAN_RUN := PYTHONPATH=. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)"
+TSAN_RUN := PYTHONPATH=. TSAN_OPTIONS=halt_on_error=1 LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)"
+
 sanitize: $(DEV)
 	$(call copy_tree,asan)
-	cd build/asan && NANOVLLM_SANITIZE=address,undefined $(PY) setup.py --quiet build_ext --inplace
-	cd build/asan && PYTHONPATH=. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
-	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
-	  $(PY) -m pytest tests/parity -q -s -p no:cacheprovider
+	cd build/asan && CC=gcc NANOVLLM_SANITIZE=address,undefined $(PY) setup.py --quiet build_ext --inplace
+	cd build/asan && $(ASAN_RUN) $(PY) tests/sanitize/threads.py
+	cd build/asan && $(ASAN_RUN) $(PY) -m pytest tests/parity -q -s -p no:cacheprovider
 	$(call copy_tree,tsan)
-	cd build/tsan && NANOVLLM_SANITIZE=thread $(PY) setup.py --quiet build_ext --inplace
-	cd build/tsan && PYTHONPATH=. TSAN_OPTIONS=halt_on_error=1 \
-	  LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
-	  $(PY) tests/sanitize/threads.py
+	cd build/tsan && CC=gcc NANOVLLM_SANITIZE=thread $(PY) setup.py --quiet build_ext --inplace
+	cd build/tsan && $(TSAN_RUN) $(PY) tests/sanitize/threads.py

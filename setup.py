@@ -39,13 +39,16 @@ if SANITIZE:
 X86 = platform.machine() in ("x86_64", "AMD64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni"]
 # One source compiled for each level; isa.c chooses at run time, so one wheel runs everywhere.
 LEVEL_FLAGS = {"level_scalar.c": []}
 if X86:
     LEVEL_FLAGS |= {
         "level_avx2.c": AVX2,
         "level_avx512.c": AVX512,
-        "level_avx512_bf16.c": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
+        "level_avx512_bf16.c": AVX512_BF16,
+        "level_amx.c": [*AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
+        "level_amx_emulated.c": AVX512_BF16,
     }
 
 

@@ -18,7 +18,8 @@ DTYPES = ("auto", "float32", "bfloat16", "int8")
 GEMMS = ("native", "blas")
 _MAX_SIZE = 1 << 63
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-          "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}  # fmt: skip
+          "k": 1 << 10, "m": 1 << 20, "g": 1 << 30,
+          "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}  # fmt: skip
 
 
 def parse_size(value: int | str, key: str) -> int:
@@ -45,7 +46,8 @@ class EngineConfig:
 
     Attributes:
         dtype: how weights are kept and multiplied: "float32" (exact), "bfloat16", "int8" (rotated, one scale for each
-            output channel and each row of activations); "auto" is bfloat16 where the CPU has units for it, else float32.
+            output channel and each row of activations); "auto" is bfloat16 where the CPU has units for it, else
+            float32.
         gemm: "native" or "blas" (SciPy's, float32 only: its results depend on what else is in the batch).
         threads: "auto" (CPU affinity and cgroup quota decide) or a number.
         max_num_seqs: most sequences in one step.

@@ -18,7 +18,7 @@ from nanovllm.completion import CompletionText
 from nanovllm.config import EngineConfig
 from nanovllm.engine.llm_engine import load_engine
 from nanovllm.engine.sequence import Sequence
-from nanovllm.errors import RequestError
+from nanovllm.errors import ConfigError, RequestError
 from nanovllm.outputs import CompletionOutput, Request, RequestOutput
 from nanovllm.prompts import as_conversations, as_prompt_list, per_prompt, read_prompt
 from nanovllm.sampling_params import SamplingParams, derive_seed
@@ -150,7 +150,10 @@ class LLM:
         Yields:
             RequestOutput; `request_id` and `data` are those of the request.
         """
-        window = window or WINDOW_STEPS * self.engine.limits.max_num_seqs
+        if window is None:
+            window = WINDOW_STEPS * self.engine.limits.max_num_seqs
+        if window < 1:
+            raise ConfigError(f"window: expected at least 1 request in flight, found {window}")
         source, inbox, in_flight, exhausted = iter(requests), deque(), set(), False
         try:
             while True:
@@ -187,6 +190,9 @@ class LLM:
                 self._step()
                 if piece := state.texts[0].take_new():
                     yield piece
+            # Between two pieces another iterator's steps may have ended this completion.
+            if piece := state.texts[0].take_new():
+                yield piece
         finally:
             self._drop(state)
         if state.seqs[0].finish_reason == "error":
@@ -232,7 +238,8 @@ class LLM:
             refused = CompletionOutput(0, "", [], finish_reason="error")
             return RequestOutput(request.request_id, text, ids, [refused], error=error, data=request.data)
         state = _State(request, text, ids, params, inbox, num_open=params.n)
-        stop_ids = frozenset(params.stop_token_ids)
+        # An id that the model cannot produce ends nothing, and banning it until min_tokens would be an error.
+        stop_ids = frozenset(i for i in params.stop_token_ids if i < self.engine.spec.vocab_size)
         if not params.ignore_eos:
             stop_ids |= frozenset(self.engine.spec.eos_token_ids)
         seed = derive_seed(self.config.seed, request.request_id or "") if params.seed is None else params.seed

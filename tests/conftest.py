@@ -11,9 +11,28 @@ MODELS = Path(__file__).parent / "golden" / "models"
 
 # The same examples in every run, and no verdict on time: a shared machine may be slow.
 hypothesis.settings.register_profile(
-    "nanovllm", derandomize=True, deadline=None, print_blob=False, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "nanovllm", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("nanovllm")
+
+
+def pytest_generate_tests(metafunc):
+    """Run what asks for `level` at every instruction-set level of this machine."""
+    if "level" in metafunc.fixturenames:
+        from nanovllm.kernels import isa
+
+        metafunc.parametrize("level", isa.available_levels(), indirect=True)
+
+
+@pytest.fixture
+def level(request):
+    """Switch the kernels to one level; its name."""
+    from nanovllm.kernels import isa
+
+    before = isa.active_level()
+    isa.use_level(request.param)
+    yield request.param
+    isa.use_level(before)
 
 
 @pytest.fixture(scope="session")
@@ -24,25 +43,26 @@ def models_dir():
 
 @pytest.fixture
 def make_engine():
-    """Factory of a token-level engine: make_engine(CASE, **settings)."""
+    """Factory of a token-level engine, float32 unless told otherwise: make_engine(CASE, **settings)."""
 
     def make(case, **settings):
         from nanovllm.config import EngineConfig
         from nanovllm.engine.llm_engine import load_engine
 
-        return load_engine(MODELS / case, EngineConfig.from_dict(settings))[0]
+        return load_engine(MODELS / case, EngineConfig.from_dict({"dtype": "float32", **settings}))[0]
 
     return make
 
 
 @pytest.fixture
 def make_llm():
-    """Factory of an LLM: make_llm(CASE or folder, **settings); one thread and a small cache unless told otherwise."""
+    """Factory of an LLM: make_llm(CASE or folder, **settings); float32, one thread, a small cache by default."""
 
     def make(case="llama-f32", **settings):
         from nanovllm import LLM
 
-        return LLM(MODELS / case, **{"threads": 1, "max_model_len": 200, "max_num_seqs": 16, **settings})
+        defaults = {"dtype": "float32", "threads": 1, "max_model_len": 200, "max_num_seqs": 16}
+        return LLM(MODELS / case, **{**defaults, **settings})
 
     return make
 

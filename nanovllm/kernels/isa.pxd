@@ -86,6 +86,7 @@ cdef extern from "csrc/kernels.h" nogil:
         void (*gemm)(const nv_gemm *task, Py_ssize_t panel_begin, Py_ssize_t panel_end) noexcept nogil
 
     const nv_kernels *const *nv_available_levels()
+    const nv_kernels *const *nv_testable_levels()
 
 
 cdef const nv_kernels *kernels() noexcept nogil

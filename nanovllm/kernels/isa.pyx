@@ -15,15 +15,23 @@ cdef const nv_kernels *kernels() noexcept nogil:
     return active
 
 
-def available_levels():
-    """Names of the levels that this machine can run, weakest first."""
-    cdef const nv_kernels *const *table = nv_available_levels()
+cdef list names_of(const nv_kernels *const *table):
     cdef int i = 0
     names = []
     while table[i] != NULL:
         names.append((<bytes>table[i].name).decode())
         i += 1
     return names
+
+
+def available_levels():
+    """Names of the levels that this machine can run, weakest first."""
+    return names_of(nv_available_levels())
+
+
+def testable_levels():
+    """The same and "amx_emulated", AMX's code with its tiles in plain C, where the machine has what else it needs."""
+    return names_of(nv_testable_levels())
 
 
 def active_level():
@@ -43,11 +51,11 @@ def use_level(name):
         ConfigError: this machine or this build does not have the level.
     """
     global active
-    names = available_levels()
+    names = testable_levels()
     if name not in names:
         raise ConfigError(f"instruction set {name!r} (NANOVLLM_ISA) is not available on this machine; "
-                          f"it has {', '.join(names)}: unset the variable or name one of these")
-    active = nv_available_levels()[names.index(name)]
+                          f"it has {', '.join(available_levels())}: unset the variable or name one of these")
+    active = nv_testable_levels()[names.index(name)]
 
 
 use_level(os.environ.get("NANOVLLM_ISA") or available_levels().pop())

@@ -63,7 +63,7 @@ def oracle(case):
 
 
 def engine_for(regime, **settings):
-    config = EngineConfig(max_model_len=regime.max_model_len, threads=2, **settings)
+    config = EngineConfig(dtype="float32", max_model_len=regime.max_model_len, threads=2, **settings)
     return load_engine(MODELS / regime.case, config)[0]
 
 
@@ -135,9 +135,10 @@ def test_each_alone(regime, chunk):
 
 
 @pytest.mark.parametrize("chunk", [512, 7])
+@pytest.mark.parametrize("gemm", ["native", "blas"])
 @pytest.mark.parametrize("regime", GROWING, ids=str)
-def test_all_in_one_batch(regime, chunk):
-    engine = engine_for(regime, max_num_batched_tokens=chunk)
+def test_all_in_one_batch(regime, gemm, chunk):
+    engine = engine_for(regime, gemm=gemm, max_num_batched_tokens=chunk)
     seqs = [add(engine, regime, index) for index in regime.prompts]
     run(engine, seqs)
     for index, seq in zip(regime.prompts, seqs, strict=True):
@@ -154,7 +155,7 @@ def test_all_in_one_batch(regime, chunk):
 def test_preempted(regime, chunk):
     spec = load_spec(MODELS / regime.case, regime.max_model_len)
     num_blocks = -(-regime.max_model_len // 32)  # one longest sequence, no more
-    engine = engine_for(regime, max_num_batched_tokens=chunk, kv_cache_memory=block_bytes(spec) * num_blocks)
+    engine = engine_for(regime, max_num_batched_tokens=chunk, kv_cache_memory=block_bytes(spec, "float32") * num_blocks)
     assert engine.block_manager.num_blocks == num_blocks
     # The short ones twice: each is admitted with one block and wants a second when all are taken.
     order = [*regime.prompts[:3], *regime.prompts]

@@ -39,9 +39,8 @@ def test_sizes(value, expected):
 
 @pytest.mark.parametrize(
     "value",
-    [0, -1, "0", "0.2b", "-1", "+1", "", " ", "GiB", "2 XB", "2GiBs", "1e9", "1,5GiB", ".5GiB", "1.GiB", "٣GiB", 2.5, True,
-     None, [], "auto", "inf", "nan", "9" * 400 + "GiB", "9" * 5000, 10**400,
-     1 << 63, "9" * 20 + "TiB"],
+    [0, -1, "0", "0.2b", "-1", "+1", "", " ", "GiB", "2 XB", "2GiBs", "1e9", "1,5GiB", ".5GiB", "1.GiB", "٣GiB", 2.5,
+     True, None, [], "auto", "inf", "nan", "9" * 400 + "GiB", "9" * 5000, 10**400, 1 << 63, "9" * 20 + "TiB"],
 )  # fmt: skip
 def test_what_is_no_size(value):
     with pytest.raises(ConfigError, match='kv_cache_memory: expected bytes or a size such as "2GiB", found'):
@@ -68,7 +67,8 @@ def test_values_as_meant():
 @pytest.mark.parametrize(
     "key, value, found",
     [
-        ("dtype", "float16", "expected one of auto, float32"),
+        ("dtype", "float16", "expected one of auto, float32, bfloat16, int8, found 'float16'"),
+        ("gemm", "cublas", "expected one of native, blas, found 'cublas'"),
         ("dtype", None, "found None"),
         *[(key, value, 'expected "auto" or a whole number from 1 up, found')
           for key in ("threads", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
@@ -94,10 +94,17 @@ def test_refusals_name_the_key(key, value, found):
     assert isinstance(caught.value, UsageError)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_blas_multiplies_float32_only(dtype):
+    with pytest.raises(ConfigError, match=f"gemm: blas multiplies float32 only, found dtype '{dtype}'; set dtype to"):
+        EngineConfig(gemm="blas", dtype=dtype)
+    assert EngineConfig(gemm="blas").dtype == "auto"
+
+
 def test_an_unknown_key_is_refused_with_the_nearest_one():
-    with pytest.raises(ConfigError, match="unknown engine setting 'max_num_seq'; did you mean 'max_num_seqs'?"):
+    with pytest.raises(ConfigError, match=r"unknown engine setting 'max_num_seq'; did you mean 'max_num_seqs'\?"):
         EngineConfig.from_dict({"max_num_seq": 3})
-    with pytest.raises(ConfigError, match="unknown engine setting 'gpu'; the engine's settings are dtype, threads, "):
+    with pytest.raises(ConfigError, match="unknown engine setting 'gpu'; the engine's settings are dtype, "):
         EngineConfig.from_dict({"gpu": 0})
     with pytest.raises(ConfigError, match="unknown engine setting 3"):
         EngineConfig.from_dict({3: 3})

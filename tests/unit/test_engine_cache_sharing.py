@@ -215,7 +215,8 @@ def test_logits_that_are_not_numbers_end_one_sequence_alone():
 
     def run_with_a_fault(batch):
         ids = honest(batch)
-        return [-1 if part.seq is bad and bad.num_completion == 2 else i for part, i in zip(batch.samples, ids, strict=True)]
+        faulty = [part.seq is bad and bad.num_completion == 2 for part in batch.samples]
+        return [-1 if fault else token_id for fault, token_id in zip(faulty, ids, strict=True)]
 
     engine.runner.run = run_with_a_fault
     run(engine)

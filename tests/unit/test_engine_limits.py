@@ -8,42 +8,47 @@ from nanovllm.errors import ConfigError, MemoryBudgetError
 from nanovllm.models import load_spec
 
 MIB = 1 << 20
-# llama-f32: 2 layers, 2 kv heads, head_dim 16, 512 positions. A block is 2 * 2 * 32 * (16 + 16) * 4 bytes.
-BLOCK = 16384
+CASE = "qwen3-bf16"
+# 2 layers, 2 kv heads, head_dim 32, 512 positions. A block is 2 * 2 * 32 positions * (32 + 32) * 4 bytes.
+BLOCK = 32768
 
 
 @pytest.fixture(scope="module")
 def spec(models_dir):
-    return load_spec(models_dir / "llama-f32")
+    return load_spec(models_dir / CASE)
 
 
 def limits(spec, free=100 * MIB, **settings):
-    return decide_limits(EngineConfig(**settings), spec, free)
+    return decide_limits(EngineConfig(**settings), spec, "float32", free)
 
 
 def test_bytes_of_a_block(models_dir, spec):
+    assert (spec.num_hidden_layers, spec.num_key_value_heads, spec.head_dim) == (2, 2, 32)
     assert block_bytes(spec) == BLOCK
-    # head_dim 24: keys as they are, values padded to 32; 2 layers, 3 kv heads.
+    # head_dim 24: keys as they are, values padded to a multiple of 32; 2 layers, 3 kv heads.
     odd = load_spec(models_dir / "llama-odd")
     assert (odd.num_hidden_layers, odd.num_key_value_heads, odd.head_dim) == (2, 3, 24)
     assert block_bytes(odd) == 2 * 3 * 32 * (24 + 32) * 4
+    # The cache beside narrower weights is bfloat16.
+    assert block_bytes(odd, "bfloat16") == block_bytes(odd, "int8") == 2 * 3 * 32 * (24 + 32) * 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("case", ["llama-f32", "llama-odd", "qwen3-bf16"])
-def test_the_cache_takes_what_was_counted(make_engine, case):
-    engine = make_engine(case, max_model_len=64, max_num_seqs=3)
+def test_the_cache_takes_what_was_counted(make_engine, case, dtype):
+    engine = make_engine(case, max_model_len=64, max_num_seqs=3, dtype=dtype)
     decoder = engine.runner.decoder
     assert decoder.k_cache.nbytes + decoder.v_cache.nbytes == engine.limits.kv_cache_bytes
     assert engine.limits.num_blocks == decoder.num_blocks == 6
 
 
 def test_auto(spec):
-    # 64 sequences of 512 positions would take 16 MiB: all of them fit into half of what is free.
-    assert limits(spec) == Limits(512, 64, 512, 1024, 16 * MIB)
+    # 64 sequences of 512 positions would take 32 MiB: all of them fit into half of what is free.
+    assert limits(spec) == Limits(512, 64, 512, 1024, 32 * MIB)
 
 
 def test_auto_takes_half_of_what_is_free(spec):
-    assert limits(spec, free=20 * MIB) == Limits(512, 64, 512, 640, 10 * MIB)
+    assert limits(spec, free=20 * MIB) == Limits(512, 64, 512, 320, 10 * MIB)
 
 
 def test_auto_length_is_lowered_to_the_memory(spec):
@@ -61,14 +66,14 @@ def test_the_default_budget_holds_a_token_of_every_sequence(spec):
 
 def test_one_longest_sequence_must_fit_to_the_token(spec):
     assert limits(spec, max_model_len=160, kv_cache_memory=5 * BLOCK).num_blocks == 5
-    with pytest.raises(MemoryBudgetError, match="one sequence of 161 tokens, which takes 96.0 KiB") as caught:
+    with pytest.raises(MemoryBudgetError, match=r"one sequence of 161 tokens, which takes 192\.0 KiB") as caught:
         limits(spec, max_model_len=161, kv_cache_memory=5 * BLOCK)
-    assert "KV cache of 80.0 KiB (kv_cache_memory) is too small" in str(caught.value)
+    assert "KV cache of 160.0 KiB (kv_cache_memory) is too small" in str(caught.value)
     assert "lower max_model_len, raise kv_cache_memory or free memory" in str(caught.value)
 
 
 def test_too_little_free_memory_says_what_to_lower(spec):
-    with pytest.raises(MemoryBudgetError, match=r"half of the 80.0 KiB that is free.*lower max_model_len"):
+    with pytest.raises(MemoryBudgetError, match=r"half of the 160.0 KiB that is free.*lower max_model_len"):
         limits(spec, free=5 * BLOCK, max_model_len=200)
 
 
@@ -79,7 +84,7 @@ def test_no_memory_for_a_single_block(spec, free):
 
 
 def test_more_cache_than_free_memory(spec):
-    with pytest.raises(MemoryBudgetError, match="kv_cache_memory: 2.0 MiB asked for, only 1.0 MiB is free"):
+    with pytest.raises(MemoryBudgetError, match=r"kv_cache_memory: 2\.0 MiB asked for, only 1\.0 MiB is free"):
         limits(spec, free=MIB, kv_cache_memory="2MiB")
 
 
@@ -100,6 +105,6 @@ def test_dynamic_rope_is_bent_only_when_asked_for(models_dir):
 
 def test_the_free_memory_of_the_machine_is_what_counts(make_engine, monkeypatch):
     monkeypatch.setattr("nanovllm.engine.llm_engine.available_memory", lambda: 10 * BLOCK)
-    assert make_engine("llama-f32").limits.num_blocks == 5
+    assert make_engine(CASE).limits.num_blocks == 5
     with pytest.raises(MemoryBudgetError, match="lower kv_cache_memory or free memory"):
-        make_engine("llama-f32", kv_cache_memory="1MiB")
+        make_engine(CASE, kv_cache_memory="3MiB")

@@ -26,9 +26,8 @@ def python_imports(text, package):
             base = package.rsplit(".", node.level - 1)[0] if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
             yield from (f"{module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module" and node.args:
-            if isinstance(node.args[0], ast.Constant):
-                yield node.args[0].value
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+            yield from (arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
 def cython_imports(text):
@@ -147,7 +146,9 @@ def test_the_parsers_see_every_kind_of_import():
     python = "import a.b\nfrom c import d, e\ndef f():\n    from g.h import i\n    importlib.import_module('j.k')\n"
     assert sorted(python_imports(python, "p.q")) == ["a.b", "c.d", "c.e", "g.h.i", "j.k"]
     assert list(python_imports("from . import x\nfrom ..y import z", "p.q")) == ["p.q.x", "p.y.z"]
-    cython = "from a.b cimport (\n    c,\n)\ncimport d\nfrom e import f, g\nimport h\ncdef extern from 'x.h':\n    pass\n"
+    cython = (
+        "from a.b cimport (\n    c,\n)\ncimport d\nfrom e import f, g\nimport h\ncdef extern from 'x.h':\n    int i\n"
+    )
     assert sorted(cython_imports(cython)) == ["a.b", "d", "e.f", "e.g", "h"]
 
 

@@ -172,7 +172,8 @@ def test_affinity_counts(system, monkeypatch):
 
 
 def test_cpu_on_x86_and_arm(system):
-    x86 = machine.cpu(system({"proc/cpuinfo": "processor: 0\nmodel name\t: Big CPU @ 2GHz\nflags\t\t: fpu sse2 amx_tile avx2\n"}))
+    text = "processor: 0\nmodel name\t: Big CPU @ 2GHz\nflags\t\t: fpu sse2 amx_tile avx2\n"
+    x86 = machine.cpu(system({"proc/cpuinfo": text}))
     assert (x86.model, x86.flags) == ("Big CPU @ 2GHz", ("sse2", "avx2", "amx_tile"))
     arm = machine.cpu(system({"proc/cpuinfo": "processor: 0\nFeatures : fp asimd bf16\n"}))
     assert (arm.model, arm.flags) == ("unknown", ("asimd", "bf16"))

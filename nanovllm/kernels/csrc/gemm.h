@@ -51,6 +51,9 @@ static strip_t strip_f32(const nv_gemm *g, ptrdiff_t row, int rows) {
     return (strip_t){(const float *)g->x + row * g->ldx, g->ldx};
 }
 
+#ifdef NV_AMX
+#define INT8_OFFSET 0 /* AMX multiplies signed by signed, and takes the rows as they are */
+#else
 #if defined(__AVX512BF16__)
 #define BF16_ZERO(r) __m512 p##r = _mm512_setzero_ps(), q##r = _mm512_setzero_ps();
 #define BF16_STEP(r)                                                                                      \
@@ -222,9 +225,18 @@ static strip_t strip_int8(const nv_gemm *g, ptrdiff_t row, int rows) {
 }
 #endif
 
-EACH_STRIP_SIZE(MICRO_F32) EACH_STRIP_SIZE(MICRO_BF16) EACH_STRIP_SIZE(MICRO_INT8)
+#endif
+
 #if STRIP == 12
-EACH_LARGE_STRIP_SIZE(MICRO_F32) EACH_LARGE_STRIP_SIZE(MICRO_BF16) EACH_LARGE_STRIP_SIZE(MICRO_INT8)
+#define EACH_ROWS(F) EACH_STRIP_SIZE(F) EACH_LARGE_STRIP_SIZE(F)
+#else
+#define EACH_ROWS(F) EACH_STRIP_SIZE(F)
+#endif
+EACH_ROWS(MICRO_F32)
+#ifndef NV_AMX
+EACH_ROWS(MICRO_BF16) EACH_ROWS(MICRO_INT8)
+#endif
+#if STRIP == 12
 #define MICROS(T) {micro_##T##_1, micro_##T##_2, micro_##T##_3, micro_##T##_4, micro_##T##_5, micro_##T##_6, \
                    micro_##T##_7, micro_##T##_8, micro_##T##_9, micro_##T##_10, micro_##T##_11, micro_##T##_12}
 #else
@@ -234,9 +246,14 @@ EACH_LARGE_STRIP_SIZE(MICRO_F32) EACH_LARGE_STRIP_SIZE(MICRO_BF16) EACH_LARGE_ST
 typedef void (*micro_fn)(strip_t, const void *, ptrdiff_t, void *);
 typedef strip_t (*strip_fn)(const nv_gemm *, ptrdiff_t, int);
 
+#ifdef NV_AMX
+static const micro_fn micros[NV_KINDS][STRIP] = {[NV_F32] = MICROS(f32)};
+static const strip_fn strips[NV_KINDS] = {[NV_F32] = strip_f32};
+#else
 static const micro_fn micros[NV_KINDS][STRIP] = {
     [NV_F32] = MICROS(f32), [NV_BF16] = MICROS(bf16), [NV_INT8] = MICROS(int8)};
 static const strip_fn strips[NV_KINDS] = {[NV_F32] = strip_f32, [NV_BF16] = strip_bf16, [NV_INT8] = strip_int8};
+#endif
 static const ptrdiff_t element_bytes[NV_KINDS] = {[NV_F32] = 4, [NV_BF16] = 2, [NV_INT8] = 1};
 
 /* int32 sums of one panel to floats, in place. */
@@ -285,8 +302,18 @@ static void finish_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t pan
     }
 }
 
+#ifdef NV_AMX
+#include "gemm_amx.h"
+#endif
+
 static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
     const nv_linear *w = g->w;
+#ifdef NV_AMX
+    if (w->kind != NV_F32) {
+        gemm_amx(g, panel_begin, panel_end);
+        return;
+    }
+#endif
     const ptrdiff_t panel_bytes = w->k_padded * NV_PANEL * element_bytes[w->kind];
     const ptrdiff_t block = L2_BYTES / panel_bytes > 1 ? L2_BYTES / panel_bytes : 1;
     const ptrdiff_t num_strips = (g->rows + STRIP - 1) / STRIP;

@@ -1,21 +1,56 @@
 /* Which levels this machine can run. */
+#define _GNU_SOURCE
 #include "kernels.h"
 
-static const nv_kernels *levels[8];
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
-const nv_kernels *const *nv_available_levels(void) {
+/* AMX needs the CPU's tiles for bfloat16 and int8, and the kernel's permission to grow the saved registers by 8 KiB.
+ * Source: Linux, Documentation/arch/x86/xstate.rst. */
+static int amx_is_usable(void) {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    enum { TILE_BF16 = 1 << 22, TILE = 1 << 24, TILE_INT8 = 1 << 25, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    const unsigned wanted = TILE_BF16 | TILE | TILE_INT8;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & wanted) != wanted) return 0;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+#endif
+
+static int collect(const nv_kernels **levels, int for_tests) {
     int n = 0;
     levels[n++] = &nv_kernels_scalar;
 #if defined(__x86_64__)
     __builtin_cpu_init(); /* also checks that the operating system saves the wide registers */
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) levels[n++] = &nv_kernels_avx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
-        levels[n++] = &nv_kernels_avx512;
-    if (levels[n - 1] == &nv_kernels_avx512 && __builtin_cpu_supports("avx512bf16") &&
-        __builtin_cpu_supports("avx512vnni"))
-        levels[n++] = &nv_kernels_avx512_bf16;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return n;
+    levels[n++] = &nv_kernels_avx2;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+        return n;
+    levels[n++] = &nv_kernels_avx512;
+    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return n;
+    levels[n++] = &nv_kernels_avx512_bf16;
+    if (amx_is_usable()) levels[n++] = &nv_kernels_amx;
+    if (for_tests) levels[n++] = &nv_kernels_amx_emulated;
 #endif
-    levels[n] = 0;
+    return n;
+}
+
+const nv_kernels *const *nv_available_levels(void) {
+    static const nv_kernels *levels[8];
+    levels[collect(levels, 0)] = NULL;
+    return levels;
+}
+
+const nv_kernels *const *nv_testable_levels(void) {
+    static const nv_kernels *levels[8];
+    levels[collect(levels, 1)] = NULL;
     return levels;
 }

@@ -84,9 +84,13 @@ extern const nv_kernels nv_kernels_scalar;
 extern const nv_kernels nv_kernels_avx2;
 extern const nv_kernels nv_kernels_avx512;
 extern const nv_kernels nv_kernels_avx512_bf16;
+extern const nv_kernels nv_kernels_amx;
+extern const nv_kernels nv_kernels_amx_emulated;
 #endif
 
 /* The levels that this build has and this machine can run, weakest first; ends with NULL. */
 const nv_kernels *const *nv_available_levels(void);
+/* The same, and levels that only tests want: AMX in plain C where the machine has all but the tiles. */
+const nv_kernels *const *nv_testable_levels(void);
 
 #endif
