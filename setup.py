@@ -88,6 +88,7 @@ EXTENSIONS = [
     extension("ops"),
     extension("sampling"),
     extension("sampler"),
+    extension("ceilings"),
 ]
 
 setup(

@@ -1,81 +1,72 @@
-"""Measure what batching is worth: the same prompts one by one and all at once, in one process.
+"""Does batching pay? The same 32 prompts one by one and all at once; prints tokens/s and the ratio.
 
-Prints both rates, their ratio and the peak of resident memory; `--json FILE` keeps the raw numbers. Prompts are random
-ids of equal length, decoding is greedy past EOS, so both ways do the same work. The two ways take turns, and medians
-are compared, because a shared machine's speed drifts.
+    python benchmarks/batching.py MODEL [--dtype float32] [--prompts 32] [--new-tokens 32] [--repeats 3]
+
+Seeded random prompts, greedy, EOS ignored, prefix caching off. Loading and one warm-up are not timed; the two ways take
+turns, and the medians are compared. Also prints the peak memory beside weights + KV cache.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import os
-import random
 import resource
 import statistics
 import time
-from pathlib import Path
+
+import numpy as np
 
 from nanovllm import LLM, SamplingParams
 
 
-def timed(llm: LLM, groups: list[list[dict]], params: SamplingParams) -> float:
-    """Generate group after group; return the seconds."""
-    began = time.perf_counter()
-    for group in groups:
+def run(llm: LLM, prompts: list[list[int]], new_tokens: int, at_once: bool) -> float:
+    """Return generated tokens a second."""
+    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+    start = time.perf_counter()
+    for group in [prompts] if at_once else [[prompt] for prompt in prompts]:
         llm.generate(group, params, use_tqdm=False)
-    return time.perf_counter() - began
-
-
-def measure(arguments: argparse.Namespace) -> dict:
-    """Run both ways in turn and return every number."""
-    # Without prefix caching, since the second way would find the first one's prompts computed.
-    llm = LLM(arguments.model, max_num_seqs=arguments.prompts, dtype=arguments.dtype, enable_prefix_caching=False)
-    drawn = random.Random(1)
-    vocab_size = llm.engine.spec.vocab_size
-    prompts = [
-        {"prompt_token_ids": [drawn.randrange(vocab_size) for _ in range(arguments.prompt_tokens)]}
-        for _ in range(arguments.prompts)
-    ]
-    params = SamplingParams(temperature=0, max_tokens=arguments.new_tokens, ignore_eos=True)
-    timed(llm, [prompts], params)  # warm-up: pages, threads, BLAS
-    one_by_one, at_once = [], []
-    for _ in range(arguments.repeats):
-        at_once.append(timed(llm, [prompts], params))
-        one_by_one.append(timed(llm, [[prompt] for prompt in prompts], params))
-    tokens = arguments.prompts * arguments.new_tokens
-    facts = llm.facts()
-    return {
-        "settings": {key: str(value) for key, value in vars(arguments).items()},
-        "seconds_one_by_one": one_by_one,
-        "seconds_at_once": at_once,
-        "tokens_per_s_one_by_one": tokens / statistics.median(one_by_one),
-        "tokens_per_s_at_once": tokens / statistics.median(at_once),
-        "ratio": statistics.median(one_by_one) / statistics.median(at_once),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "load_average": os.getloadavg(),
-        **{key: facts[key] for key in ("engine", "kernels", "cpu", "versions")},
-    }
+    return len(prompts) * new_tokens / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--gemm", default="native")
     parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", type=Path, help="write the raw numbers here")
-    arguments = parser.parse_args()
-    found = measure(arguments)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-    print(f"{arguments.prompts} prompts of {arguments.prompt_tokens} tokens, {arguments.new_tokens} new tokens each")
-    for way in ("one_by_one", "at_once"):
-        seconds = ", ".join(f"{value:.2f}" for value in found[f"seconds_{way}"])
-        print(f"{way.replace('_', ' '):10}  {found[f'tokens_per_s_{way}']:8.1f} tokens/s  ({seconds} s)")
-    print(f"ratio       {found['ratio']:8.2f}")
-    print(f"peak RSS    {found['peak_rss_bytes'] / 2**20:8.0f} MiB")
+    args = parser.parse_args()
+    llm = LLM(
+        args.model, dtype=args.dtype, gemm=args.gemm, max_model_len=1024, kv_cache_memory="1GiB",
+        enable_prefix_caching=False,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    vocab = llm.engine.spec.vocab_size
+    prompts = [rng.integers(0, vocab, n).tolist() for n in rng.integers(16, 65, args.prompts)]
+    run(llm, prompts[:4], 4, True)
+    alone, together = [], []
+    for _ in range(args.repeats):
+        alone.append(run(llm, prompts, args.new_tokens, False))
+        together.append(run(llm, prompts, args.new_tokens, True))
+    facts = llm.facts()
+    result = {
+        "one_by_one_tokens_per_s": [round(x, 1) for x in alone],
+        "at_once_tokens_per_s": [round(x, 1) for x in together],
+        "ratio_of_medians": round(statistics.median(together) / statistics.median(alone), 2),
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "weights_float32_mib": 4 * facts["model"]["parameters"] >> 20,
+        "kv_cache_mib": facts["engine"]["kv_cache_bytes"] >> 20,
+        "dtype": facts["engine"]["dtype"],
+        "gemm": args.gemm,
+        "threads": facts["engine"]["threads"],
+        "kernels": facts["kernels"],
+        "cpu": facts["cpu"]["model"],
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": ("jobs.commands.generate", "generate from one prompt"),
     "convert": ("jobs.commands.convert", "turn a GGUF file into a Hugging Face directory"),
     "fetch-demo": ("jobs.commands.fetch_demo", "get the small demo model"),
+    "bench": ("jobs.commands.bench", "measure a model's speed on this machine"),
     "info": ("jobs.commands.info", "show the machine, or a model"),
 }
 

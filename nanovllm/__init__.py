@@ -30,6 +30,7 @@ _HOME = {
     "resolve_model": "nanovllm.checkpoint.hub",
     "machine_info": "nanovllm.info",
     "model_info": "nanovllm.info",
+    "bench_model": "nanovllm.bench",
 }
 
 __all__ = ["__version__", *_HOME]

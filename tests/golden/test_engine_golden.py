@@ -63,7 +63,7 @@ def oracle(case):
 
 
 def engine_for(regime, **settings):
-    config = EngineConfig(dtype="float32", max_model_len=regime.max_model_len, threads=2, **settings)
+    config = EngineConfig(dtype="float32", max_model_len=regime.max_model_len, max_num_seqs=10, threads=2, **settings)
     return load_engine(MODELS / regime.case, config)[0]
 
 
@@ -134,8 +134,7 @@ def test_each_alone(regime, chunk):
     assert engine.stats.cached_tokens == 0
 
 
-@pytest.mark.parametrize("chunk", [512, 7])
-@pytest.mark.parametrize("gemm", ["native", "blas"])
+@pytest.mark.parametrize("gemm, chunk", [("native", 512), ("native", 7), ("blas", 512)])
 @pytest.mark.parametrize("regime", GROWING, ids=str)
 def test_all_in_one_batch(regime, gemm, chunk):
     engine = engine_for(regime, gemm=gemm, max_num_batched_tokens=chunk)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("level")
 # the rounded factors, int8 with that of factors which it holds exactly.
 TOLERANCES = {"blas": (1e-5, 2e-5), "float32": (1e-5, 2e-5), "bfloat16": (1e-5, 2e-5), "int8": (1e-6, 1e-3)}
 PACKED = ["float32", "bfloat16", "int8"]
-SHAPES = [(0, 8), (1, 1), (1, 200), (3, 17), (7, 72), (12, 64), (13, 63), (25, 65), (33, 64)]
+SHAPES = [(0, 8), (1, 1), (1, 200), (3, 17), (7, 72), (12, 64), (13, 63), (33, 65)]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 5])
@@ -63,7 +63,7 @@ def assert_near(kind, found, expected):
 @pytest.mark.parametrize("rows, in_features", SHAPES)
 @pytest.mark.parametrize("kind", ["blas", *PACKED])
 def test_linear(team, kind, rows, in_features):
-    for out_features in (1, 3, 31, 32, 33, 100, 257):
+    for out_features in (1, 31, 32, 33, 257):
         x, weight = factors(kind, rows, out_features, in_features)
         for bias in (None, normal(3, out_features)):
             linear = make(kind, team, weight, bias)
@@ -78,7 +78,7 @@ def test_linear(team, kind, rows, in_features):
             assert_near(kind, y, before + expected)
 
 
-@pytest.mark.parametrize("half", [1, 15, 16, 17, 40])
+@pytest.mark.parametrize("half", [1, 16, 17, 40])
 @pytest.mark.parametrize("rows, in_features, with_bias", [(1, 24, False), (3, 17, True), (13, 64, False)])
 @pytest.mark.parametrize("kind", PACKED)
 def test_a_gated_pair(team, kind, rows, in_features, half, with_bias):

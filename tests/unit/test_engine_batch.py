@@ -76,6 +76,14 @@ def test_a_stop_token_id_is_the_stop_reason_even_at_the_length_limit():
     assert (seq.finish_reason, seq.stop_reason) == ("stop", 8)
 
 
+def test_nothing_stops_before_min_tokens():
+    seq = sequence([1, 2], max_total=9, stop_ids=frozenset({7}), params={"min_tokens": 2})
+    seq.append(7)
+    assert seq.finish_reason is None
+    seq.append(7)
+    assert seq.finish_reason == "stop"
+
+
 @pytest.mark.parametrize("token_id", [1, 2])
 def test_ids_of_the_prompt_end_nothing(token_id):
     seq = sequence([1, 2], max_total=9, stop_ids=frozenset({1, 2}))

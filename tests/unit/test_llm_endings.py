@@ -252,6 +252,13 @@ def test_the_stop_string_that_is_complete_first_wins():
     assert push_all(["xabcd"], stop=["abcd", "bcd"])[:2] == ("x", "abcd")
 
 
+def test_a_stop_string_counts_from_the_token_after_min_tokens():
+    pieces = ["a", "b", "c", "b", "d"]
+    assert push_all(pieces, stop=["b"], min_tokens=1)[:3] == ("a", "b", 2)
+    assert push_all(pieces, stop=["b"], min_tokens=2)[:3] == ("abc", "b", 4)
+    assert push_all(pieces, stop=["bc"], min_tokens=2)[:2] == ("abcbd", None)
+
+
 def test_what_was_held_back_is_shown_at_the_end():
     assert push_all(["one ", "STO"], stop=["STOP"]) == ("one STO", None, 2, ["o", "ne ", "STO"])
 

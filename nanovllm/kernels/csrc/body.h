@@ -73,6 +73,21 @@ static void log_sum_exp(const float *logits, ptrdiff_t n, float *max, double *lo
     *log_sum = m + log(total);
 }
 
+static uint64_t read_all(const void *data, size_t bytes) {
+    const float *p = data;
+    vi a = {0}, b = a, c = a, d = a;
+    for (size_t i = 0; i + 4 * VL <= bytes / 4; i += 4 * VL) {
+        a ^= (vi)v_load(p + i);
+        b ^= (vi)v_load(p + i + VL);
+        c ^= (vi)v_load(p + i + 2 * VL);
+        d ^= (vi)v_load(p + i + 3 * VL);
+    }
+    a ^= b ^ c ^ d;
+    uint64_t sum = 0;
+    for (int i = 0; i < VL; i++) sum ^= (uint64_t)(uint32_t)a[i];
+    return sum;
+}
+
 #include "gemm.h"
 
 #include "attention.h"
@@ -88,5 +103,6 @@ const nv_kernels NV_LEVEL = {
     .to_bf16 = to_bf16,
     .to_int8 = to_int8,
     .hadamard = hadamard,
+    .read_all = read_all,
     .gemm = gemm,
 };

@@ -75,6 +75,8 @@ typedef struct {
     float (*to_int8)(const float *x, int8_t *y, ptrdiff_t n, ptrdiff_t n_padded, float factor);
     /* x = x @ H / sqrt(block) on each block of a power of two up to 64, H Sylvester's Hadamard matrix. */
     void (*hadamard)(float *x, ptrdiff_t n, int block);
+    /* The exclusive or of all 64-bit words: reads everything and does nothing else, to measure bandwidth. */
+    uint64_t (*read_all)(const void *data, size_t bytes);
     /* A range of panels of a packed Linear. */
     void (*gemm)(const nv_gemm *task, ptrdiff_t panel_begin, ptrdiff_t panel_end);
 } nv_kernels;

@@ -1,0 +1,55 @@
+"""`nanovllm bench`: how fast a model runs here, beside what the machine can do at most."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+EXAMPLE = "nanovllm bench ./demo-model --dtype bfloat16"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face directory or hub id")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or int8")
+    parser.add_argument("--gemm", default="native", help="native, or blas (float32 only)")
+    parser.add_argument("--threads", type=int, default=None, help="default: what affinity and cgroup allow")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each kind; the median is shown")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Measure and print."""
+    from nanovllm import bench_model, resolve_model
+
+    settings: dict[str, Any] = {"dtype": arguments.dtype, "gemm": arguments.gemm}
+    if arguments.threads is not None:
+        settings["threads"] = arguments.threads
+    result = bench_model(resolve_model(arguments.model), repeats=arguments.repeats, progress=_say, **settings)
+    if arguments.json:
+        from jobs import json_text
+
+        print(json_text.dumps(result, indent=2))
+    else:
+        print("\n".join(_lines(result)))
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    head = [
+        f"{result['model']}: {result['dtype']}, kernels {result['kernels']}, {result['threads']} threads, "
+        f"loaded in {result['load_s']} s",
+        f"ceilings: read {result['read_bandwidth_gb_s']} GB/s, multiply {result['peak_gflop_s']} GFLOP/s "
+        f"(load average {result['load_average']})",
+        f"{'':<14}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'of the floor':>14}",
+    ]
+    return head + [
+        f"{row['what']:<14}{row['tokens_per_s']:>10}{row['lowest']:>10}{row['highest']:>10}"
+        f"{row['share_of_floor']:>13.0%}"
+        for row in result["measurements"]
+    ]
