@@ -38,7 +38,8 @@ test: $(DEV) $(KERNELS)
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint nanovllm/kernels
+	@# It calls pycodestyle by name.
+	PATH="$(BIN):$$PATH" cython-lint nanovllm/kernels
 
 build: $(DEV)
 	$(PIP) build
@@ -48,6 +49,7 @@ docs: $(KERNELS)
 	$(PY) tools/cli_reference.py docs/cli.md
 
 bench: $(DEMO_MODEL)/config.json $(KERNELS)
+	$(BIN)/nanovllm bench $(DEMO_MODEL)
 	$(PY) benchmarks/batching.py $(DEMO_MODEL)
 
 clean:

@@ -27,6 +27,8 @@ from nanovllm.tokenizer import Tokenizer
 # Requests taken in ahead of the running ones, so that the scheduler always finds work; bounds memory for huge inputs.
 WINDOW_STEPS = 4
 
+_END = object()  # of an iterator of requests
+
 
 @dataclass(slots=True, eq=False)
 class _State:
@@ -60,8 +62,11 @@ class LLM:
         self.tokenizer = Tokenizer.from_pretrained(
             self.model_dir if tokenizer is None else resolve_model(tokenizer), self.config.chat_template
         )
+        self._defaults: SamplingParams | None = None
+        self._num_unnamed = 0
         self.engine, self.model_identity = load_engine(self.model_dir, self.config, load_progress)
         self._states: dict[Sequence, tuple[_State, int]] = {}
+        self.default_sampling_params()  # so that an impossible default is said now and not at the first prompt
 
     @property
     def max_model_len(self) -> int:
@@ -74,9 +79,20 @@ class LLM:
 
     def default_sampling_params(self) -> SamplingParams:
         """Return the built-in defaults with those of generation_config.json on top (unless switched off)."""
-        if self.config.generation_config == "none":
-            return SamplingParams()
-        return SamplingParams.from_dict(self.engine.spec.generation_defaults)
+        if self._defaults is None:
+            self._defaults = SamplingParams()
+            if self.config.generation_config == "auto":
+                self._defaults = self._model_defaults()
+        return self._defaults.clone()
+
+    def _model_defaults(self) -> SamplingParams:
+        try:
+            return SamplingParams.from_dict(self.engine.spec.generation_defaults)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self.model_dir / 'generation_config.json'}: {error}; mend the file, or ignore it with "
+                f'generation_config: "none"'
+            ) from None
 
     get_default_sampling_params = default_sampling_params
 
@@ -105,7 +121,13 @@ class LLM:
 
         Args:
             messages: a list of {"role": str, "content": str}, or a list of such lists.
-            tools: JSON schemas for the template. chat_template_kwargs: more variables for the template.
+            sampling_params: as in `generate`.
+            use_tqdm: show a progress bar on stderr.
+            chat_template: name or text of another template.
+            tools: JSON schemas for the template.
+            add_generation_prompt: end with the header of the assistant's turn.
+            continue_final_message: leave the last message open, to be continued.
+            chat_template_kwargs: more variables for the template.
         """
         conversations = as_conversations(messages)
         params = per_prompt(sampling_params, len(conversations))
@@ -158,8 +180,8 @@ class LLM:
         try:
             while True:
                 while not exhausted and len(in_flight) < window:
-                    request = next(source, None)
-                    if request is None:
+                    request = next(source, _END)
+                    if request is _END:
                         exhausted = True
                     elif isinstance(state := self._start(request, inbox), RequestOutput):
                         yield state
@@ -242,9 +264,12 @@ class LLM:
         stop_ids = frozenset(i for i in params.stop_token_ids if i < self.engine.spec.vocab_size)
         if not params.ignore_eos:
             stop_ids |= frozenset(self.engine.spec.eos_token_ids)
-        seed = derive_seed(self.config.seed, request.request_id or "") if params.seed is None else params.seed
+        key = request.request_id
+        if key is None:  # requests without a key still must not all draw alike
+            key, self._num_unnamed = f"unnamed-{self._num_unnamed}", self._num_unnamed + 1
+        seed = derive_seed(self.config.seed, key) if params.seed is None else params.seed
         for i in range(params.n):
-            seq = Sequence(request.request_id or "", list(ids), params, i, stop_ids, seed=seed)
+            seq = Sequence(key, list(ids), params, i, stop_ids, seed=seed)
             state.seqs.append(seq)
             state.texts.append(CompletionText(self.tokenizer, params, ids))
             self._states[seq] = (state, i)

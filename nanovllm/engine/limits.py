@@ -45,6 +45,13 @@ def block_bytes(spec: ModelSpec, dtype: str = "float32") -> int:
     return spec.num_hidden_layers * spec.num_key_value_heads * BLOCK_SIZE * width * (4 if dtype == "float32" else 2)
 
 
+def step_bytes(spec: ModelSpec, seqs: int, tokens: int) -> int:
+    """Most bytes of scratch that a step touches: activations of its rows, logits of its sequences (generously)."""
+    heads = spec.num_attention_heads + 2 * spec.num_key_value_heads
+    row = 3 * spec.hidden_size + 2 * heads * spec.head_dim + 3 * spec.intermediate_size
+    return 4 * (tokens * row + min(seqs, tokens) * spec.vocab_size)
+
+
 def _wanted_length(config: EngineConfig, spec: ModelSpec) -> int:
     if config.max_model_len == "auto":
         # Dynamic NTK bends the frequencies for every position once the length passes the trained one: ask for that.
@@ -87,5 +94,11 @@ def decide_limits(config: EngineConfig, spec: ModelSpec, dtype: str, free_bytes:
         raise MemoryBudgetError(
             f"the KV cache of {format_bytes(budget)} ({source}) is too small for one sequence of {length} tokens, "
             f"which takes {format_bytes(needed)}: lower max_model_len, raise kv_cache_memory or free memory"
+        )
+    scratch = step_bytes(spec, seqs, tokens)
+    if max(seqs, tokens) > DEFAULT_MAX_NUM_BATCHED_TOKENS and scratch > free_bytes:
+        raise MemoryBudgetError(
+            f"one step of {tokens} tokens and {seqs} sequences takes {format_bytes(scratch)} of scratch, only "
+            f"{format_bytes(free_bytes)} is free: lower max_num_batched_tokens and max_num_seqs"
         )
     return Limits(length, seqs, tokens, blocks, blocks * each)

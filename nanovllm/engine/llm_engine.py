@@ -123,10 +123,17 @@ class LLMEngine:
         self.check_prompt(token_ids)
         if self.has_unfinished:
             raise RuntimeError("next_token_logits needs an idle engine")
-        self.add(Sequence("", list(token_ids), SamplingParams(temperature=0.0, max_tokens=1)))
-        while self.has_unfinished:
-            self.step()
-        return self.runner.last_logits[0].copy()
+        seq = Sequence("", list(token_ids), SamplingParams(temperature=0.0, max_tokens=1))
+        self.add(seq)
+        try:
+            while True:
+                step = self.scheduler.schedule()
+                logits = self.runner.next_logits(Batch.build(step, BLOCK_SIZE))
+                self.scheduler.finish_step(step)
+                if len(logits):
+                    return logits[0]
+        finally:
+            self.abort(seq)
 
     def abort(self, seq: Sequence, reason: str = "abort") -> None:
         """End a sequence between two steps; its blocks are free at once."""

@@ -30,13 +30,13 @@ class ModelRunner:
             weights.lm_head, weights.layers, limits.num_blocks, limits.max_num_batched_tokens, weights.hadamard_block,
         )  # fmt: skip
         self.sampler = Sampler(team, spec.vocab_size)
-        self.last_logits = np.empty((0, spec.vocab_size), np.float32)
+        self._logits = np.empty((0, spec.vocab_size), np.float32)
 
     def run(self, batch: Batch) -> list[int]:
         """Compute the step and draw the next token of every part that reached its newest token.
 
         Returns:
-            One token id for each of `batch.samples`; -1 where the logits were not numbers.
+            One token id for each of `batch.samples`; -1 where the logits were not finite numbers.
         """
         with single_threaded():
             self.decoder.forward(
@@ -44,14 +44,44 @@ class ModelRunner:
             )
             if not batch.samples:
                 return []
-            logits = self._logits_for(len(batch.samples))
+            seqs = [part.seq for part in batch.samples]
+            # Rows that only want their best id come first: their logits are never written to memory.
+            greedy = [i for i, seq in enumerate(seqs) if self._wants_best(seq)]
+            others = [i for i, seq in enumerate(seqs) if not self._wants_best(seq)]
+            best_ids = np.empty(len(greedy), np.int32)
+            logits = self._logits_for(len(others))
+            self.decoder.head(batch.sample_rows[greedy + others], best_ids, logits)
+        token_ids = [-1] * len(seqs)
+        for i, token_id in zip(greedy, best_ids.tolist(), strict=True):
+            token_ids[i] = token_id
+        if others:
+            for i, token_id in zip(others, self._sample(logits, [seqs[i] for i in others]), strict=True):
+                token_ids[i] = token_id
+        return token_ids
+
+    def next_logits(self, batch: Batch) -> np.ndarray:
+        """Compute the step and return the logits [num_samples, vocab_size] of its newest tokens; nothing is drawn."""
+        with single_threaded():
+            self.decoder.forward(
+                batch.token_ids, batch.positions, batch.slot_mapping, batch.cu_seqlens_q, batch.block_tables
+            )
+            logits = np.empty((len(batch.samples), self.spec.vocab_size), np.float32)
             self.decoder.logits(batch.sample_rows, logits)
-        return self._sample(logits, [part.seq for part in batch.samples])
+        return logits
+
+    def _wants_best(self, seq: Sequence) -> bool:
+        params = seq.params
+        return (
+            params.is_greedy
+            and self.decoder.can_take_best
+            and not params.has_penalties
+            and seq.num_completion >= params.min_tokens
+        )
 
     def _logits_for(self, num_rows: int) -> np.ndarray:
-        if self.last_logits.shape[0] < num_rows:
-            self.last_logits = np.empty((num_rows, self.spec.vocab_size), np.float32)
-        return self.last_logits[:num_rows]
+        if self._logits.shape[0] < num_rows:
+            self._logits = np.empty((num_rows, self.spec.vocab_size), np.float32)
+        return self._logits[:num_rows]
 
     def _sample(self, logits: np.ndarray, seqs: list[Sequence]) -> list[int]:
         params = np.zeros(len(seqs), ROW_PARAMS_DTYPE)

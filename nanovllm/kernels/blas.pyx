@@ -9,6 +9,8 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from scipy.linalg.cython_blas cimport sgemm
 
 
@@ -27,7 +29,10 @@ def sgemm_nt_memview(const float[:, ::1] a, const float[:, ::1] b, float[:, ::1]
     if a.shape[1] != b.shape[1] or c.shape[0] != a.shape[0] or c.shape[1] != b.shape[0]:
         raise ValueError(f"shapes do not fit: a {a.shape[0], a.shape[1]}, b {b.shape[0], b.shape[1]}, "
                          f"c {c.shape[0], c.shape[1]}; expected [m, k], [n, k], [m, n]")
-    if a.shape[0] == 0 or b.shape[0] == 0 or a.shape[1] == 0:
+    if a.shape[0] == 0 or b.shape[0] == 0:
+        return
+    if a.shape[1] == 0:  # an empty sum, and no address to take
+        np.multiply(c, beta, out=c) if beta else np.asarray(c).fill(0)
         return
     with nogil:
         sgemm_nt(a.shape[0], b.shape[0], a.shape[1], &a[0, 0], a.shape[1], &b[0, 0], a.shape[1], beta, &c[0, 0],

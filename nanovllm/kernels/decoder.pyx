@@ -10,16 +10,16 @@ This module knows arrays. It has never heard of checkpoints, sequences or text.
 import numpy as np
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from libc.math cimport cosf, sinf
+from libc.math cimport INFINITY, cosf, sinf
 from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from nanovllm.kernels.isa cimport (
     NV_ADD, NV_ATTN_ROWS, NV_BF16, NV_BLAS_F32, NV_BLOCK, NV_F32, NV_INT8, NV_PANEL, NV_SILU_MUL, NV_SILU_MUL_BF16,
-    NV_STORE, NV_V_ALIGN, kernels, nv_attention, nv_attention_scratch, nv_gemm_scratch, nv_k_padded, nv_kernels,
+    NV_STORE, NV_V_ALIGN, kernels, nv_attention, nv_attention_scratch, nv_best, nv_gemm_scratch, nv_k_padded, nv_kernels,
     nv_linear,
 )
-from nanovllm.kernels.linear cimport Linear, linear_run, rows_t
+from nanovllm.kernels.linear cimport Linear, head_run, linear_run, rows_t
 from nanovllm.kernels.team cimport Team, nv_team, team_barrier, team_run
 
 BLOCK_SIZE = NV_BLOCK
@@ -325,33 +325,61 @@ cdef void step_member(void *arg, int tid, int n) noexcept nogil:
         run_layer(s, &s.m.layers[i], begin, end, tid, n)
 
 
-cdef struct logits_job_t:
+cdef struct head_job_t:
     step_t *s
     const int32_t *rows           # [num_rows] rows of the last step
     Py_ssize_t num_rows
-    float *logits                 # [num_rows, vocab_size]
+    Py_ssize_t greedy_rows        # so many first rows only want their best id
+    nv_best *best                 # [num_threads, greedy_rows]
+    int32_t *best_ids             # [greedy_rows]
+    float *logits                 # [num_rows - greedy_rows, vocab_size]
     const int32_t *targets        # [num_rows] or NULL
     float *logprobs               # [num_rows]
 
 
-cdef void logits_member(void *arg, int tid, int n) noexcept nogil:
-    cdef logits_job_t *job = <logits_job_t *>arg
+cdef void merge_best(head_job_t *job, Py_ssize_t begin, Py_ssize_t end, int n) noexcept nogil:
+    """The best id of each row over all threads' columns, which ascend with the thread: ties keep the lowest id."""
+    cdef Py_ssize_t row
+    cdef int tid
+    cdef nv_best best
+    cdef nv_best other
+    for row in range(begin, end):
+        best = job.best[row]
+        for tid in range(1, n):
+            other = job.best[tid * job.greedy_rows + row]
+            if best.id == -2 or other.id == -2:
+                best.id = -2
+            elif other.id >= 0 and (best.id < 0 or other.value > best.value):
+                best = other
+        job.best_ids[row] = best.id if best.id >= 0 else -1
+
+
+cdef void head_member(void *arg, int tid, int n) noexcept nogil:
+    cdef head_job_t *job = <head_job_t *>arg
     cdef step_t *s = job.s
     cdef const model_t *m = s.m
     cdef Py_ssize_t begin = job.num_rows * tid // n, end = job.num_rows * (tid + 1) // n, row
     cdef Py_ssize_t vocab = m.lm_head.n
     cdef char *scratch = s.thread_scratch + tid * s.scratch_stride
+    cdef nv_best *best = job.best + tid * job.greedy_rows
     cdef rows_t rows = s.hidden_in
     cdef float top
     cdef double log_sum
     rows.count = job.num_rows
     for row in range(begin, end):
         norm_rows(m, s.x + job.rows[row] * m.hidden_size, m.final_norm, &rows, row, <float *>scratch)
+    for row in range(job.greedy_rows):
+        best[row].value, best[row].id = -INFINITY, -1
     team_barrier(m.team)
-    linear_run(m.lm_head, &rows, job.logits, vocab, NV_STORE, scratch + s.gemm_at, tid, n)
+    if m.kind == NV_BLAS_F32:
+        linear_run(m.lm_head, &rows, job.logits, vocab, NV_STORE, scratch + s.gemm_at, tid, n)
+    else:
+        head_run(m.lm_head, &rows, job.logits, vocab, job.greedy_rows, best, scratch + s.gemm_at, tid, n)
+    if job.greedy_rows > 0 or job.targets != NULL:
+        team_barrier(m.team)
+    merge_best(job, job.greedy_rows * tid // n, job.greedy_rows * (tid + 1) // n, n)
     if job.targets == NULL:
         return
-    team_barrier(m.team)
     for row in range(begin, end):
         m.k.log_sum_exp(job.logits + row * vocab, vocab, &top, &log_sum)
         job.logprobs[row] = <float>(job.logits[row * vocab + job.targets[row]] - log_sum)
@@ -579,12 +607,11 @@ cdef class Decoder:
             if not 0 <= slot_mapping[row] < slots:
                 raise ValueError(f"slot {slot_mapping[row]} in row {row} is outside the cache of {slots}")
         for i in range(num_seqs):
-            if cu_seqlens_q[i + 1] <= cu_seqlens_q[i]:
-                raise ValueError(f"sequence {i} of the step has no rows")
-            if positions[cu_seqlens_q[i]] < 0 or \
-                    positions[cu_seqlens_q[i + 1] - 1] - positions[cu_seqlens_q[i]] != \
-                    cu_seqlens_q[i + 1] - cu_seqlens_q[i] - 1:
-                raise ValueError(f"positions of sequence {i} of the step are not consecutive from 0 up")
+            if not cu_seqlens_q[i] < cu_seqlens_q[i + 1] <= rows:
+                raise ValueError(f"sequence {i} of the step has no rows, or more than there are")
+            for row in range(cu_seqlens_q[i], cu_seqlens_q[i + 1]):
+                if positions[row] < 0 or positions[row] - positions[cu_seqlens_q[i]] != row - cu_seqlens_q[i]:
+                    raise ValueError(f"positions of sequence {i} of the step are not consecutive from 0 up")
             blocks = positions[cu_seqlens_q[i + 1] - 1] // NV_BLOCK + 1
             if blocks > block_tables.shape[1]:
                 raise ValueError(f"sequence {i} needs {blocks} blocks, its table has room for {block_tables.shape[1]}")
@@ -600,9 +627,23 @@ cdef class Decoder:
             raise ValueError(f"the last step had {self.s.rows} rows, asked for {num_rows}")
         return np.array(<float[:num_rows, :self.m.hidden_size]>self.s.x)
 
+    @property
+    def can_take_best(self):
+        """Whether `head` can find best ids without writing logits: every kind but BLAS."""
+        return self.m.kind != NV_BLAS_F32
+
     def logits(self, const int32_t[::1] rows, float[:, ::1] out):
         """out [num_rows, vocab_size] = logits of the given rows of the last step."""
-        self._run_head(rows, out, None, None)
+        self._run_head(rows, out, None, None, None)
+
+    def head(self, const int32_t[::1] rows, int32_t[::1] best_ids, float[:, ::1] logits):
+        """Best ids of the first rows, full logits of the others, in one pass over the lm_head.
+
+        Args:
+            rows: rows of the last step. best_ids: written for as many first rows as it has elements; -1 where a logit
+                was NaN or infinite. logits: [at least the other rows, vocab_size], written.
+        """
+        self._run_head(rows, logits, best_ids, None, None)
 
     def token_logprobs(self, const int32_t[::1] rows, const int32_t[::1] targets, float[::1] out,
                        float[:, ::1] scratch):
@@ -613,27 +654,33 @@ cdef class Decoder:
                              f"{step} rows of scratch")
         for begin in range(0, rows.shape[0], step):
             end = min(begin + step, rows.shape[0])
-            self._run_head(rows[begin:end], scratch[:end - begin], targets[begin:end], out[begin:end])
+            self._run_head(rows[begin:end], scratch[:end - begin], None, targets[begin:end], out[begin:end])
 
-    def _run_head(self, const int32_t[::1] rows, float[:, ::1] logits, const int32_t[::1] targets, float[::1] logprobs):
-        cdef Py_ssize_t num_rows = rows.shape[0], i
-        cdef logits_job_t job
+    def _run_head(self, const int32_t[::1] rows, float[:, ::1] logits, int32_t[::1] best_ids,
+                  const int32_t[::1] targets, float[::1] logprobs):
+        cdef Py_ssize_t num_rows = rows.shape[0], greedy = 0 if best_ids is None else best_ids.shape[0], i
+        cdef head_job_t job
         if num_rows == 0:
             return
-        if logits.shape[0] < num_rows or logits.shape[1] != self.vocab_size:
+        if num_rows > self.max_rows or greedy > num_rows or (greedy and not self.can_take_best):
+            raise ValueError(f"{num_rows} rows of logits, {greedy} of them best ids: the scratch was made for "
+                             f"{self.max_rows} rows")
+        if logits.shape[0] < num_rows - greedy or logits.shape[1] != self.vocab_size:
             raise ValueError(f"logits has shape {logits.shape[0], logits.shape[1]}, "
-                             f"expected {num_rows, self.vocab_size}")
+                             f"expected {num_rows - greedy, self.vocab_size}")
         for i in range(num_rows):
             if not 0 <= rows[i] < self.s.rows:
                 raise ValueError(f"row {rows[i]} is not one of the last step's {self.s.rows}")
             if targets is not None and not 0 <= targets[i] < self.vocab_size:
                 raise ValueError(f"target id {targets[i]} is outside the vocabulary of {self.vocab_size}")
-        if num_rows > self.max_rows:
-            raise ValueError(f"{num_rows} rows of logits, the scratch was made for {self.max_rows}")
-        job.s, job.rows, job.num_rows = &self.s, &rows[0], num_rows
-        job.logits = &logits[0, 0]
+        best = np.empty((self.team.num_threads * greedy + 1) * sizeof(nv_best), np.uint8)
+        cdef unsigned char[::1] best_view = best
+        job.s, job.rows, job.num_rows, job.greedy_rows = &self.s, &rows[0], num_rows, greedy
+        job.best = <nv_best *>&best_view[0]
+        job.best_ids = &best_ids[0] if greedy else NULL
+        job.logits = &logits[0, 0] if logits.shape[0] else NULL
         job.targets = NULL if targets is None else &targets[0]
         job.logprobs = NULL if targets is None else &logprobs[0]
         self.team.check_process()
         with nogil:
-            team_run(self.m.team, logits_member, &job)
+            team_run(self.m.team, head_member, &job)

@@ -14,6 +14,11 @@ cdef extern from "csrc/linear.h" nogil:
         NV_ADD
         NV_SILU_MUL
         NV_SILU_MUL_BF16
+        NV_HEAD
+
+    ctypedef struct nv_best:
+        float value
+        int32_t id
 
     ctypedef struct nv_linear:
         int kind
@@ -36,6 +41,8 @@ cdef extern from "csrc/linear.h" nogil:
         void *y
         Py_ssize_t ldy
         int mode
+        Py_ssize_t greedy_rows
+        nv_best *best
         void *scratch
 
     size_t nv_gemm_scratch(Py_ssize_t k_padded)

@@ -1,6 +1,6 @@
 """Linear: the one seam for the speed of matrix products."""
 
-from nanovllm.kernels.isa cimport nv_linear
+from nanovllm.kernels.isa cimport nv_best, nv_linear
 
 
 # Rows of activations in the form that a Linear's kind reads.
@@ -13,6 +13,10 @@ cdef struct rows_t:
 
 cdef void linear_run(const nv_linear *linear, const rows_t *rows, void *y, Py_ssize_t ldy, int mode, void *scratch,
                      int tid, int num_threads) noexcept nogil
+
+
+cdef void head_run(const nv_linear *linear, const rows_t *rows, float *y, Py_ssize_t ldy, Py_ssize_t greedy_rows,
+                   nv_best *best, void *scratch, int tid, int num_threads) noexcept nogil
 
 
 cdef class Linear:

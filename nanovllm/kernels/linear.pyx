@@ -15,8 +15,8 @@ from libc.stdint cimport int8_t, int32_t, uint16_t
 
 from nanovllm.kernels.blas cimport sgemm_nt
 from nanovllm.kernels.isa cimport (
-    NV_ADD, NV_BF16, NV_BLAS_F32, NV_F32, NV_INT8, NV_PANEL, NV_SILU_MUL, NV_STORE, kernels, nv_gemm, nv_gemm_scratch,
-    nv_k_padded, nv_linear, nv_round_up,
+    NV_ADD, NV_BF16, NV_BLAS_F32, NV_F32, NV_HEAD, NV_INT8, NV_PANEL, NV_SILU_MUL, NV_STORE, kernels, nv_best, nv_gemm,
+    nv_gemm_scratch, nv_k_padded, nv_linear,
 )
 from nanovllm.kernels.team cimport Team, team_run
 
@@ -60,7 +60,16 @@ cdef void linear_run(const nv_linear *linear, const rows_t *rows, void *y, Py_ss
         blas_run(linear, rows, <float *>y, ldy, mode == NV_ADD, tid, num_threads)
         return
     g.w, g.x, g.ldx, g.x_scale, g.rows = linear, rows.x, rows.ldx, rows.scale, rows.count
-    g.y, g.ldy, g.mode, g.scratch = y, ldy, mode, scratch
+    g.y, g.ldy, g.mode, g.scratch, g.greedy_rows, g.best = y, ldy, mode, scratch, 0, NULL
+    kernels().gemm(&g, linear.panels * tid // num_threads, linear.panels * (tid + 1) // num_threads)
+
+
+cdef void head_run(const nv_linear *linear, const rows_t *rows, float *y, Py_ssize_t ldy, Py_ssize_t greedy_rows,
+                   nv_best *best, void *scratch, int tid, int num_threads) noexcept nogil:
+    """Logits of a packed lm_head: the first greedy_rows only fold thread `tid`'s columns into best, the others go to y."""
+    cdef nv_gemm g
+    g.w, g.x, g.ldx, g.x_scale, g.rows = linear, rows.x, rows.ldx, rows.scale, rows.count
+    g.y, g.ldy, g.mode, g.scratch, g.greedy_rows, g.best = y, ldy, NV_HEAD, scratch, greedy_rows, best
     kernels().gemm(&g, linear.panels * tid // num_threads, linear.panels * (tid + 1) // num_threads)
 
 

@@ -69,6 +69,17 @@ def pack_bf16_cache(k, v):
     return k16.reshape(num_blocks, kv_heads, dim * NV_BLOCK), v16.reshape(num_blocks, kv_heads, NV_BLOCK * padded)
 
 
+cdef check_attention(q, k_shape, v_shape, const int32_t[::1] block_table, const int32_t[::1] positions, out):
+    """Refuse arrays that the kernel would read or write outside of."""
+    if v_shape != k_shape or positions.shape[0] != q.shape[0] or tuple(out.shape) != tuple(q.shape):
+        raise ValueError(f"k_cache {k_shape}, v_cache {v_shape}, {positions.shape[0]} positions and out "
+                         f"{tuple(out.shape)} do not fit q {tuple(q.shape)}")
+    if min(positions) < 0 or max(positions) // NV_BLOCK >= block_table.shape[0]:
+        raise ValueError("a position is negative or past the block table")
+    if min(block_table) < 0 or max(block_table) >= k_shape[0]:
+        raise ValueError("the block table names a block outside the cache")
+
+
 def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_cache, const uint16_t[:, :, ::1] v_cache,
                          const int32_t[::1] block_table, const int32_t[::1] positions, int window, float scale,
                          float[:, :, ::1] out):
@@ -79,8 +90,8 @@ def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_c
                          f"of {dim}")
     if q.shape[0] == 0:
         return
-    if max(positions) // NV_BLOCK >= block_table.shape[0] or max(block_table) >= k_cache.shape[0]:
-        raise ValueError("the block table is too short for the last position, or names a block outside the cache")
+    check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table, positions,
+                    out)
     run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], 2, block_table,
                   positions, window, scale, out)
 
@@ -98,13 +109,14 @@ def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache,
     """
     cdef Py_ssize_t dim = q.shape[2], padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
     if (k_cache.shape[2] != dim or k_cache.shape[3] != NV_BLOCK or v_cache.shape[3] != padded
-            or q.shape[1] % k_cache.shape[1]):
+            or k_cache.shape[1] == 0
+            or k_cache.shape[1] == 0 or q.shape[1] % k_cache.shape[1]):
         raise ValueError(f"q has {q.shape[1]} heads of {dim}; k_cache {tuple(k_cache.shape)[1:4]}, "
                          f"v_cache {tuple(v_cache.shape)[1:4]} do not fit")
     if q.shape[0] == 0:
         return
-    if max(positions) // NV_BLOCK >= block_table.shape[0] or max(block_table) >= k_cache.shape[0]:
-        raise ValueError("the block table is too short for the last position, or names a block outside the cache")
+    check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table, positions,
+                    out)
     run_attention(q, <const char *>&k_cache[0, 0, 0, 0], <const char *>&v_cache[0, 0, 0, 0], k_cache.shape[1], 4,
                   block_table, positions, window, scale, out)
 

@@ -1,6 +1,9 @@
 """One team of threads for an engine: started once, asleep between steps."""
 
 import os
+from array import array
+
+from libc.stdint cimport int64_t
 
 
 cdef extern from "csrc/team.h" nogil:
@@ -50,7 +53,7 @@ cdef class Team:
 cdef struct count_t:
     nv_team *team
     Py_ssize_t rounds
-    Py_ssize_t *slots
+    int64_t *slots
 
 
 cdef void count_member(void *arg, int tid, int num_threads) noexcept nogil:
@@ -69,10 +72,12 @@ cdef void count_member(void *arg, int tid, int num_threads) noexcept nogil:
 def barrier_violations(Team team, Py_ssize_t rounds):
     """Cross `rounds` pairs of barriers on every thread; return how often one was crossed too early (tests)."""
     cdef count_t job
-    cdef Py_ssize_t[::1] slots = memoryview(bytearray(8 * 8 * team.num_threads)).cast("n")
+    # A cache line for each thread: how often it arrived, and how often it saw somebody missing.
+    cdef int64_t[::1] slots = array("q", bytes(64 * team.num_threads))
     job.team = team.ptr
     job.rounds = rounds
     job.slots = &slots[0]
+    team.check_process()
     with nogil:
         team_run(team.ptr, count_member, &job)
     cdef int tid

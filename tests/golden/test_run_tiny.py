@@ -40,7 +40,7 @@ def finished(tmp_path_factory, expected):
     rows.append(json.dumps({"id": "long", "prompt": "word " * 5000}))
     (folder / "in.jsonl").write_text("\n".join(rows))
     (folder / "job.yaml").write_text(
-        f"model: {MODEL}\ninput: in.jsonl\noutput: out\nprogress: none\nlimits: {{max_errors: 2}}\n"
+        f"model: {MODEL}\ninput: in.jsonl\noutput: out\nprogress: none\nlimits: {{max_errors: 2}}\nengine: {{dtype: float32}}\n"
         f"sampling: {{max_tokens: {NUM_TOKENS}, temperature: 0, ignore_eos: true, skip_special_tokens: true}}\n"
     )
     code = main(["run", str(folder / "job.yaml")])
@@ -90,7 +90,7 @@ def test_streaming_prints_the_same_text(capsys):
 def test_top_logits_are_the_recorded_ones(expected):
     logits = np.load(MODEL / "expected.npz")["last_logits_2"]
     ids = expected["prompts"][2]["ids"]
-    rows = LLM(MODEL).top_logits({"prompt_token_ids": ids}, 3)
+    rows = LLM(MODEL, dtype="float32").top_logits({"prompt_token_ids": ids}, 3)
     best = np.argsort(-logits)[:3]
     assert [row[0] for row in rows] == best.tolist()
     assert np.allclose([row[1] for row in rows], logits[best], atol=1e-3)

@@ -36,6 +36,18 @@ def make(models_dir, case, num_blocks=40, **settings):
 def record(engine, jobs, arrivals=None):
     """Serve (prompt, max_tokens) jobs; for each the ids and the logits that chose them."""
     seqs, logits, waiting, step = [], {}, list(zip(arrivals or [0] * len(jobs), jobs, strict=True)), 0
+    run, newest = engine.runner.run, []
+
+    def run_and_keep_logits(batch):
+        token_ids = run(batch)
+        if batch.samples:
+            kept = np.empty((len(batch.samples), engine.spec.vocab_size), np.float32)
+            engine.runner.decoder.logits(batch.sample_rows, kept)
+            newest[:] = kept
+            assert token_ids == kept.argmax(axis=1).tolist()
+        return token_ids
+
+    engine.runner.run = run_and_keep_logits
     while waiting or engine.has_unfinished:
         while waiting and (waiting[0][0] <= step or not engine.has_unfinished):
             prompt, max_tokens = waiting.pop(0)[1]
@@ -44,10 +56,11 @@ def record(engine, jobs, arrivals=None):
             engine.add(seqs[-1])
         advanced = engine.step()
         for row, seq in enumerate(advanced):
-            logits.setdefault(seq, []).append(engine.runner.last_logits[row].copy())
+            logits.setdefault(seq, []).append(newest[row])
         engine.block_manager.check(engine.scheduler.running)
         step += 1
     engine.block_manager.check([])
+    engine.runner.run = run
     return [(seq.completion_ids, np.stack(logits[seq])) for seq in seqs]
 
 

@@ -63,7 +63,6 @@ def test_refusals(decoder, changes, message):
         decoder.forward(*step(**changes))
 
 
-@pytest.mark.xfail(strict=True, reason="only a sequence's first and last position are looked at")
 def test_a_wild_position_in_the_middle_of_a_sequence_is_refused(decoder):
     # Position 40 would attend to slots that this sequence has not written.
     with pytest.raises(ValueError, match="positions of sequence 0 of the step are not consecutive"):

@@ -31,9 +31,9 @@ static void rope(float *x, const float *cosines, const float *sines, ptrdiff_t d
 }
 
 static inline vf silu_mul_vec(vf gate, vf up) {
-    /* -gate is capped so that exp stays finite: silu(-88) is -5e-37 already. */
-    vf e = v_exp(-v_max(gate, v_set(-88.0f)));
-    return gate / (1.0f + e) * up;
+    /* Capped so that exp stays finite: silu(-88) is -5e-37 already. The order keeps a NaN, as in v_exp. */
+    gate = v_max(v_set(-88.0f), gate);
+    return gate / (1.0f + v_exp(-gate)) * up;
 }
 
 static void silu_mul(const float *gate, const float *up, float *out, ptrdiff_t n) {
@@ -55,6 +55,12 @@ static void log_sum_exp(const float *logits, ptrdiff_t n, float *max, double *lo
     float m = lanes_max(top);
     for (; j < n; j++) m = logits[j] > m ? logits[j] : m;
     *max = m;
+    if (m == -INFINITY) { /* exp(-inf - -inf) would be NaN; only a NaN among them is one */
+        *log_sum = -INFINITY;
+        for (j = 0; j < n; j++)
+            if (logits[j] != logits[j]) *log_sum = NAN;
+        return;
+    }
     double total = 0;
     /* Partial float sums of 4096 values, added up in double: as exact as needed, and a third of the cost of doubles. */
     for (ptrdiff_t start = 0; start < n; start += 4096) {

@@ -270,6 +270,21 @@ static void scale_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t pane
     }
 }
 
+/* Folds the columns [column, column + columns) of one row into its best. */
+static void update_best(nv_best *best, const float *logits, ptrdiff_t column, ptrdiff_t columns) {
+    vi wanted = {0};
+    for (int c = 0; c < NV_PANEL; c += VL) wanted |= ~(v_load(logits + c) <= best->value); /* larger, or not a number */
+    if (!v_any(wanted) && best->id != -1) return;
+    for (ptrdiff_t c = 0; c < columns && best->id != -2; c++) {
+        if (!(logits[c] <= FLT_MAX)) {
+            best->id = -2;
+        } else if (logits[c] > best->value) {
+            best->value = logits[c];
+            best->id = (int32_t)(column + c);
+        }
+    }
+}
+
 /* Writes one panel's tile [rows, NV_PANEL] where it belongs. */
 static void finish_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t panel, float *tile) {
     const nv_linear *w = g->w;
@@ -289,7 +304,11 @@ static void finish_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t pan
             }
     for (int r = 0; r < rows; r++) {
         const float *from = tile + r * NV_PANEL;
-        const ptrdiff_t at = (row + r) * g->ldy + column;
+        const ptrdiff_t at = (row + r - g->greedy_rows) * g->ldy + column;
+        if (row + r < g->greedy_rows) {
+            update_best(g->best + row + r, from, column, columns);
+            continue;
+        }
         float *to = (float *)g->y + at;
         if (g->mode == NV_SILU_MUL_BF16) {
             to_bf16(from, (uint16_t *)g->y + at, columns, columns);

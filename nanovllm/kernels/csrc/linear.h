@@ -20,7 +20,13 @@
 #define NV_MAX_STRIP 12 /* most rows that one pass over a panel serves: 12 x 2 accumulators of 32 vector registers */
 
 enum { NV_BLAS_F32 = 0, NV_F32 = 1, NV_BF16 = 2, NV_INT8 = 3, NV_KINDS = 4 };
-enum { NV_STORE = 0, NV_ADD = 1, NV_SILU_MUL = 2, NV_SILU_MUL_BF16 = 3 };
+enum { NV_STORE = 0, NV_ADD = 1, NV_SILU_MUL = 2, NV_SILU_MUL_BF16 = 3, NV_HEAD = 4 };
+
+/* Best logit of a row so far; id -1: none yet, -2: a logit was NaN or infinite. */
+typedef struct {
+    float value;
+    int32_t id;
+} nv_best;
 
 typedef struct {
     int kind;
@@ -45,6 +51,8 @@ typedef struct {
     void *y;                 /* float, or bfloat16 in mode NV_SILU_MUL_BF16 */
     ptrdiff_t ldy;
     int mode;
+    ptrdiff_t greedy_rows;   /* NV_HEAD: so many first rows only want their best column; y holds the others alone */
+    nv_best *best;           /* NV_HEAD: [greedy_rows], updated; ties go to the lowest column */
     void *scratch;           /* nv_gemm_scratch bytes, one for each thread */
 } nv_gemm;
 

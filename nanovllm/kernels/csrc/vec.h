@@ -45,12 +45,27 @@ static inline vf v_max(vf a, vf b) {
 #endif
 }
 
-/* exp(x) to about 2 ulp for x <= 88; exactly 0 below -87 (which covers -inf).
+/* Whether any lane of a comparison is true. */
+static inline int v_any(vi mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX__)
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__x86_64__)
+    return _mm_movemask_ps((__m128)mask) != 0;
+#else
+    int32_t any = 0;
+    for (int i = 0; i < VL; i++) any |= mask[i];
+    return any != 0;
+#endif
+}
+
+/* exp(x) to about 2 ulp for x <= 88; exactly 0 from -87 down (which covers -inf); NaN stays NaN.
  * Source: range reduction x = n ln2 + r with ln2 in two parts (Cody and Waite), Taylor polynomial of degree 7 on
  * |r| <= ln2 / 2, whose first omitted term is under 6e-9. */
 static inline vf v_exp(vf x) {
-    vi alive = x > -87.0f;
-    x = v_max(x, v_set(-87.0f));
+    vi dead = x <= -87.0f;
+    x = v_max(v_set(-87.0f), x); /* in this order: of a NaN, x86 returns the second operand */
     const vf magic = v_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits */
     vf shifted = x * 1.44269504088896341f + magic;
     vf n = shifted - magic;
@@ -65,7 +80,7 @@ static inline vf v_exp(vf x) {
     p = p * r + 1.0f;
     vi exponent = ((vi)shifted) << 23; /* n times 2^23: the magic number's own bits leave at the top */
     vf y = (vf)((vi)p + exponent);
-    return (vf)((vi)y & alive);
+    return (vf)((vi)y & ~dead);
 }
 
 /* The sum of NV_LANES lanes by a fixed tree. */
