@@ -6,6 +6,7 @@ NANOVLLM_SANITIZE=address,undefined (or thread) adds the sanitizers; see `make s
 
 import os
 import platform
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -56,10 +57,11 @@ class BuildExt(build_ext):
     """Gives each level's C file its own flags, which setuptools cannot express for one extension."""
 
     def build_extensions(self):
+        """Compile with the flags of the file at hand."""
         compile_one = self.compiler._compile
 
         def with_level_flags(obj, src, ext, cc_args, extra_postargs, pp_opts):
-            flags = LEVEL_FLAGS.get(os.path.basename(src), [])
+            flags = LEVEL_FLAGS.get(Path(src).name, [])
             compile_one(obj, src, ext, cc_args, [*extra_postargs, *flags], pp_opts)
 
         self.compiler._compile = with_level_flags
@@ -72,7 +74,7 @@ def extension(name, *c_files):
         f"nanovllm.kernels.{name}",
         [f"nanovllm/kernels/{name}.pyx", *(f"{CSRC}/{c}" for c in c_files)],
         include_dirs=["nanovllm/kernels"],
-        depends=[f"{CSRC}/{h}" for h in sorted(os.listdir(CSRC)) if h.endswith(".h")],
+        depends=[str(header) for header in sorted(Path(CSRC).glob("*.h"))],
         extra_compile_args=FLAGS,
         extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
         libraries=["m"],
@@ -92,7 +94,7 @@ EXTENSIONS = [
 ]
 
 setup(
-    ext_modules=cythonize(EXTENSIONS, compiler_directives=DIRECTIVES, nthreads=0, annotate=DEBUG),
+    ext_modules=cythonize(EXTENSIONS, compiler_directives=DIRECTIVES, annotate=DEBUG, force=DEBUG),
     cmdclass={"build_ext": BuildExt},
     options={"build_ext": {"parallel": os.cpu_count()}},
 )

@@ -103,6 +103,9 @@ def bench_model(
     """Measure a model.
 
     Args:
+        model: a Hugging Face directory or hub id.
+        repeats: measurements of each kind; the median is given.
+        progress: called with a few words before each part.
         settings: keyword arguments of `LLM`; max_num_seqs is raised to the largest batch measured.
 
     Returns:

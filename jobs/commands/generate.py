@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     parser.add_argument("--stop", metavar="TEXT", action="append", help="end at this text; may be given again")
     parser.add_argument("--top-logits", metavar="N", type=count, help="show the N best next tokens instead")
-    parser.add_argument("--dtype", default="auto", help="how weights are kept: auto, float32")
+    parser.add_argument("--dtype", default="auto", help="how weights are kept: auto, float32, bfloat16, int8")
     parser.add_argument("--threads", type=auto_or_count, default="auto", metavar="N", help="auto or a number")
     parser.add_argument(
         "--max-model-len", type=auto_or_count, default="auto", metavar="N", help="prompt plus completion"

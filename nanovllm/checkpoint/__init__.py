@@ -1,0 +1,1 @@
+"""Checkpoints on disk: reading Hugging Face directories, converting GGUF, fetching from the hub."""

@@ -103,7 +103,7 @@ class ModelRunner:
         return ids.tolist()
 
     def token_logprobs(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """log p(targets[i]) after row rows[i] of the last step, in bounded memory."""
+        """Return log p(targets[i]) after row rows[i] of the last step, in bounded memory."""
         out = np.empty(len(rows), np.float32)
         with single_threaded():
             self.decoder.token_logprobs(

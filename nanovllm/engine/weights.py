@@ -12,6 +12,7 @@ import numpy as np
 
 from nanovllm.checkpoint.loader import Checkpoint, check_tensors, read_float32
 from nanovllm.engine.rotation import Rotation
+from nanovllm.kernels.blas import single_threaded
 from nanovllm.kernels.linear import Linear
 from nanovllm.kernels.team import Team
 from nanovllm.models.spec import ModelSpec
@@ -180,6 +181,9 @@ def load_weights(
     """Check every tensor of the model first, then read them one by one.
 
     Args:
+        checkpoint: open, for the whole call.
+        spec: what the checkpoint must hold.
+        team: threads that pack.
         kind: of every Linear: blas, float32, bfloat16 or int8.
         progress: called with (layers done, layers in all).
 
@@ -188,12 +192,14 @@ def load_weights(
     """
     unexpected = check_tensors(checkpoint, spec.slots(), ignorable=(HEAD,))
     packer = {"blas": _BlasPacker, "int8": _RotatedPacker}.get(kind, _Packer)(checkpoint, spec, team, kind)
-    embedding, lm_head, final_norm = packer.head()
     layers = []
-    for i in range(spec.num_hidden_layers):
-        layers.append(packer.layer(f"model.layers.{i}."))
-        if progress:
-            progress(i + 1, spec.num_hidden_layers)
+    # The rotation's many small products are faster on one BLAS thread than with a pool that spins between them.
+    with single_threaded():
+        embedding, lm_head, final_norm = packer.head()
+        for i in range(spec.num_hidden_layers):
+            layers.append(packer.layer(f"model.layers.{i}."))
+            if progress:
+                progress(i + 1, spec.num_hidden_layers)
     shared = kind == "blas" and spec.tie_word_embeddings
     nbytes = lm_head.nbytes + (0 if embedding is None or shared else embedding.nbytes)
     nbytes += sum(part.nbytes for layer in layers for part in layer.values() if part is not None)

@@ -22,8 +22,8 @@ cdef struct read_job_t:
 
 cdef void read_member(void *arg, int tid, int num_threads) noexcept nogil:
     cdef read_job_t *job = <read_job_t *>arg
-    cdef int i
-    for i in range(job.repeats):
+    cdef int _i
+    for _i in range(job.repeats):
         job.sums[tid] += kernels().read_all(job.data + tid * job.bytes_each, job.bytes_each)
 
 
@@ -53,8 +53,8 @@ cdef struct peak_job_t:
 
 cdef void peak_member(void *arg, int tid, int num_threads) noexcept nogil:
     cdef peak_job_t *job = <peak_job_t *>arg
-    cdef int i
-    for i in range(job.repeats):
+    cdef int _i
+    for _i in range(job.repeats):
         # Every thread multiplies the whole panel, so nothing is shared and nothing leaves the near caches.
         linear_run(job.linear, &job.rows, job.y + tid * job.rows.count * NV_PANEL, NV_PANEL, NV_STORE,
                    job.scratch + tid * job.scratch_stride, 0, 1)

@@ -15,9 +15,9 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from nanovllm.kernels.isa cimport (
-    NV_ADD, NV_ATTN_ROWS, NV_BF16, NV_BLAS_F32, NV_BLOCK, NV_F32, NV_INT8, NV_PANEL, NV_SILU_MUL, NV_SILU_MUL_BF16,
-    NV_STORE, NV_V_ALIGN, kernels, nv_attention, nv_attention_scratch, nv_best, nv_gemm_scratch, nv_k_padded, nv_kernels,
-    nv_linear,
+    NV_ADD, NV_ATTN_ROWS, NV_BF16, NV_BLAS_F32, NV_BLOCK, NV_F32, NV_INT8, NV_PANEL, NV_PIECE, NV_SILU_MUL,
+    NV_SILU_MUL_BF16, NV_STORE, NV_V_ALIGN, kernels, nv_attention, nv_attention_part, nv_attention_scratch, nv_best,
+    nv_gemm_scratch, nv_k_padded, nv_kernels, nv_linear,
 )
 from nanovllm.kernels.linear cimport Linear, head_run, linear_run, rows_t
 from nanovllm.kernels.team cimport Team, nv_team, team_barrier, team_run
@@ -90,6 +90,10 @@ cdef struct step_t:
     Py_ssize_t block_table_stride
     Py_ssize_t *task_start        # [num_seqs + 1] attention tiles before each sequence, for one KV head
     Py_ssize_t next_task
+    Py_ssize_t next_merge
+    Py_ssize_t num_pieces         # 0: a tile is one task; else its pieces are, and come together in `parts`
+    float *parts                  # [tiles, num_kv_heads, num_pieces, part_size]
+    Py_ssize_t part_size
     float *x                      # [rows, hidden_size] residual stream
     float *qkv                    # [rows, (num_heads + 2 num_kv_heads) head_dim]
     float *attn                   # [rows, num_heads head_dim]; unused with bfloat16
@@ -201,57 +205,89 @@ cdef void rotate_and_store(step_t *s, const layer_t *layer, Py_ssize_t begin, Py
         store_kv(m, layer, k, k + m.num_kv_heads * dim, s.slots[row], temp)
 
 
-cdef void attend(step_t *s, const layer_t *layer, int tid) noexcept nogil:
-    """Take attention tiles until none is left. A tile is up to NV_ATTN_ROWS (token, head) rows of one KV head."""
+# The rows of one attention tile, and where the kernel finds them.
+cdef struct tile_t:
+    nv_attention a
+    Py_ssize_t q_offset[NV_ATTN_ROWS]
+    Py_ssize_t out_offset[NV_ATTN_ROWS]
+    int32_t position[NV_ATTN_ROWS]
+    Py_ssize_t row[NV_ATTN_ROWS]
+    Py_ssize_t head[NV_ATTN_ROWS]
+
+
+cdef void set_tile(step_t *s, const layer_t *layer, Py_ssize_t tile, Py_ssize_t kv_head, int tid,
+                   tile_t *t) noexcept nogil:
+    """A tile is up to NV_ATTN_ROWS consecutive (token, head) rows of one sequence and KV head."""
     cdef const model_t *m = s.m
-    cdef Py_ssize_t dim = m.head_dim, stride = (m.num_heads + 2 * m.num_kv_heads) * dim
-    cdef Py_ssize_t group = m.num_heads // m.num_kv_heads, out_stride = m.num_heads * dim
-    cdef Py_ssize_t tiles = s.task_start[s.num_seqs], task, tile, kv_head, low, high, middle, index, row, head
-    cdef Py_ssize_t last, r
-    cdef Py_ssize_t q_offset[NV_ATTN_ROWS]
-    cdef Py_ssize_t out_offset[NV_ATTN_ROWS]
-    cdef int32_t position[NV_ATTN_ROWS]
-    cdef float *temp = <float *>(s.thread_scratch + tid * s.scratch_stride)
-    cdef bint to_bf16 = m.kind == NV_BF16
-    cdef nv_attention a
-    a.q, a.out, a.q_offset, a.out_offset, a.position = s.qkv, temp if to_bf16 else s.attn, q_offset, out_offset, position
-    a.head_dim, a.v_stride, a.window, a.scale = m.head_dim, m.v_stride, layer.window, m.scale
-    a.is_bf16 = m.cache_is_bf16
+    cdef nv_attention *a = &t.a
+    cdef Py_ssize_t dim = m.head_dim, stride = (m.num_heads + 2 * m.num_kv_heads) * dim, out_stride = m.num_heads * dim
+    cdef Py_ssize_t group = m.num_heads // m.num_kv_heads, low = 0, high = s.num_seqs - 1, middle, index, last, r
+    cdef char *scratch = s.thread_scratch + tid * s.scratch_stride
+    while low < high:  # the sequence whose tiles contain this one
+        middle = (low + high + 1) // 2
+        if s.task_start[middle] <= tile:
+            low = middle
+        else:
+            high = middle - 1
+    index = (tile - s.task_start[low]) * NV_ATTN_ROWS
+    last = (s.cu_seqlens_q[low + 1] - s.cu_seqlens_q[low]) * group
+    a.num_rows = <int>min(NV_ATTN_ROWS, last - index)
+    for r in range(a.num_rows):
+        t.row[r] = s.cu_seqlens_q[low] + (index + r) // group
+        t.head[r] = kv_head * group + (index + r) % group
+        t.q_offset[r] = t.row[r] * stride + t.head[r] * dim
+        t.out_offset[r] = r * dim if m.kind == NV_BF16 else t.row[r] * out_stride + t.head[r] * dim
+        t.position[r] = s.positions[t.row[r]]
+    a.q, a.out = s.qkv, <float *>scratch if m.kind == NV_BF16 else s.attn
+    a.q_offset, a.out_offset, a.position = t.q_offset, t.out_offset, t.position
+    a.head_dim, a.v_stride, a.is_bf16 = m.head_dim, m.v_stride, m.cache_is_bf16
+    a.window, a.scale = layer.window, m.scale
     a.k_block_stride = m.num_kv_heads * dim * NV_BLOCK
     a.v_block_stride = m.num_kv_heads * NV_BLOCK * <Py_ssize_t>m.v_stride
-    a.scratch = <float *>(s.thread_scratch + tid * s.scratch_stride + s.attention_at)
+    a.k_cache = layer.k_cache + kv_head * dim * NV_BLOCK * m.cache_bytes
+    a.v_cache = layer.v_cache + kv_head * NV_BLOCK * m.v_stride * m.cache_bytes
+    a.block_table = s.block_tables + low * s.block_table_stride
+    a.scratch = <float *>(scratch + s.attention_at)
+
+
+cdef void finish_tile(step_t *s, const tile_t *t) noexcept nogil:
+    """Round a tile's output to what o reads; for the other kinds it is in place already."""
+    cdef Py_ssize_t dim = s.m.head_dim, r
+    if s.m.kind == NV_BF16:
+        for r in range(t.a.num_rows):
+            s.m.k.to_bf16(t.a.out + r * dim, <uint16_t *>s.attn_in.x + t.row[r] * s.attn_in.ldx + t.head[r] * dim,
+                          dim, dim)
+
+
+cdef void attend(step_t *s, const layer_t *layer, int tid) noexcept nogil:
+    """Take attention tasks until none is left."""
+    cdef const model_t *m = s.m
+    cdef Py_ssize_t tiles = s.task_start[s.num_seqs], heads = m.num_kv_heads, task, tile
+    cdef tile_t t
+    if s.num_pieces > 0:  # few tiles, many keys: the pieces of each are tasks of their own
+        while True:
+            task = nv_fetch_add(&s.next_task)
+            if task >= tiles * heads * s.num_pieces:
+                break
+            tile = task // s.num_pieces
+            set_tile(s, layer, tile // heads, tile % heads, tid, &t)
+            m.k.attention_part(&t.a, <int>(task % s.num_pieces), s.parts + task * s.part_size)
+        team_barrier(m.team)
+        while True:
+            tile = nv_fetch_add(&s.next_merge)
+            if tile >= tiles * heads:
+                return
+            set_tile(s, layer, tile // heads, tile % heads, tid, &t)
+            m.k.attention_merge(&t.a, s.parts + tile * s.num_pieces * s.part_size)
+            finish_tile(s, &t)
     while True:
         task = nv_fetch_add(&s.next_task)
-        if task >= tiles * m.num_kv_heads:
+        if task >= tiles * heads:
             return
         # The last tiles of a long prefill see the most keys: hand them out first, so that no thread ends up alone.
-        tile = tiles - 1 - task // m.num_kv_heads
-        kv_head = task % m.num_kv_heads
-        low, high = 0, s.num_seqs - 1
-        while low < high:  # the sequence whose tiles contain this one
-            middle = (low + high + 1) // 2
-            if s.task_start[middle] <= tile:
-                low = middle
-            else:
-                high = middle - 1
-        index = (tile - s.task_start[low]) * NV_ATTN_ROWS
-        last = (s.cu_seqlens_q[low + 1] - s.cu_seqlens_q[low]) * group
-        a.num_rows = <int>min(NV_ATTN_ROWS, last - index)
-        for r in range(a.num_rows):
-            row = s.cu_seqlens_q[low] + (index + r) // group
-            head = kv_head * group + (index + r) % group
-            q_offset[r] = row * stride + head * dim
-            out_offset[r] = r * dim if to_bf16 else row * out_stride + head * dim
-            position[r] = s.positions[row]
-        a.k_cache = layer.k_cache + kv_head * dim * NV_BLOCK * m.cache_bytes
-        a.v_cache = layer.v_cache + kv_head * NV_BLOCK * m.v_stride * m.cache_bytes
-        a.block_table = s.block_tables + low * s.block_table_stride
-        m.k.attention(&a)
-        if to_bf16:
-            for r in range(a.num_rows):
-                row = s.cu_seqlens_q[low] + (index + r) // group
-                head = kv_head * group + (index + r) % group
-                m.k.to_bf16(temp + r * dim, <uint16_t *>s.attn_in.x + row * s.attn_in.ldx + head * dim, dim, dim)
+        set_tile(s, layer, tiles - 1 - task // heads, task % heads, tid, &t)
+        m.k.attention(&t.a)
+        finish_tile(s, &t)
 
 
 cdef void quantize_row(const model_t *m, float *x, Py_ssize_t n, int block, const rows_t *to,
@@ -263,7 +299,7 @@ cdef void quantize_row(const model_t *m, float *x, Py_ssize_t n, int block, cons
 cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end, int tid, int n) noexcept nogil:
     """One transformer layer; rows [begin, end) are this thread's in the operators that go by rows."""
     cdef const model_t *m = s.m
-    cdef Py_ssize_t hidden = m.hidden_size, inter = m.intermediate_size, row
+    cdef Py_ssize_t hidden = m.hidden_size, row
     cdef Py_ssize_t qkv_width = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim, attn_width = m.num_heads * m.head_dim
     cdef char *scratch = s.thread_scratch + tid * s.scratch_stride
     cdef void *gemm_scratch = scratch + s.gemm_at
@@ -274,7 +310,7 @@ cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_
     team_barrier(m.team)
     rotate_and_store(s, layer, begin, end, <uint16_t *>scratch)
     if tid == 0:
-        s.next_task = 0
+        s.next_task = s.next_merge = 0
     team_barrier(m.team)
     attend(s, layer, tid)
     team_barrier(m.team)
@@ -584,8 +620,20 @@ cdef class Decoder:
         self.s.cu_seqlens_q = &cu_seqlens_q[0]
         self.s.block_tables, self.s.block_table_stride = &block_tables[0, 0], block_tables.shape[1]
         self.s.task_start = &tiles[0]
+        parts = self._split_pieces(tiles[num_seqs] * self.m.num_kv_heads, max(positions))
+        cdef float[::1] parts_view = parts
+        self.s.parts = &parts_view[0]
         with nogil:
             team_run(self.m.team, step_member, &self.s)
+
+    def _split_pieces(self, Py_ssize_t tiles, Py_ssize_t last_position):
+        """Decide whether the pieces of a tile are tasks of their own, and give memory for their parts."""
+        self.s.part_size = nv_attention_part(self.m.head_dim)
+        self.s.num_pieces = last_position // NV_PIECE + 1
+        # Enough tiles keep every thread busy, and one piece is nothing to share.
+        if self.s.num_pieces == 1 or tiles >= 8 * self.team.num_threads or self.team.num_threads == 1:
+            self.s.num_pieces = 0
+        return np.empty(max(1, tiles * self.s.num_pieces * self.s.part_size), np.float32)
 
     cdef int _check_step(self, const int32_t[::1] token_ids, const int32_t[::1] positions,
                          const int64_t[::1] slot_mapping, const int32_t[::1] cu_seqlens_q,

@@ -66,7 +66,7 @@ cdef void linear_run(const nv_linear *linear, const rows_t *rows, void *y, Py_ss
 
 cdef void head_run(const nv_linear *linear, const rows_t *rows, float *y, Py_ssize_t ldy, Py_ssize_t greedy_rows,
                    nv_best *best, void *scratch, int tid, int num_threads) noexcept nogil:
-    """Logits of a packed lm_head: the first greedy_rows only fold thread `tid`'s columns into best, the others go to y."""
+    """Logits of a packed lm_head: the first greedy_rows fold thread `tid`'s columns into best, the others go to y."""
     cdef nv_gemm g
     g.w, g.x, g.ldx, g.x_scale, g.rows = linear, rows.x, rows.ldx, rows.scale, rows.count
     g.y, g.ldy, g.mode, g.scratch, g.greedy_rows, g.best = y, ldy, NV_HEAD, scratch, greedy_rows, best

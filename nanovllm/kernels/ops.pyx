@@ -90,8 +90,8 @@ def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_c
                          f"of {dim}")
     if q.shape[0] == 0:
         return
-    check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table, positions,
-                    out)
+    check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
+                    positions, out)
     run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], 2, block_table,
                   positions, window, scale, out)
 
@@ -115,8 +115,8 @@ def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache,
                          f"v_cache {tuple(v_cache.shape)[1:4]} do not fit")
     if q.shape[0] == 0:
         return
-    check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table, positions,
-                    out)
+    check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
+                    positions, out)
     run_attention(q, <const char *>&k_cache[0, 0, 0, 0], <const char *>&v_cache[0, 0, 0, 0], k_cache.shape[1], 4,
                   block_table, positions, window, scale, out)
 

@@ -229,66 +229,140 @@ static const void *load_weights(const nv_attention *a, float *scores, int begin,
 #endif
 }
 
-static void attention(const nv_attention *a) {
-    const int rows = a->num_rows, dim = a->head_dim, padded = a->v_stride, bytes = a->is_bf16 ? 2 : 4;
+/* A thread's scratch, cut up. */
+typedef struct {
+    float *scores;    /* [NV_ATTN_ROWS][NV_PIECE] */
+    float *q;         /* [head_dim][NV_ATTN_ROWS] */
+    float *values;    /* [NV_ATTN_ROWS][v_stride] of one piece */
+    float *total;     /* [NV_ATTN_ROWS][v_stride] */
+    uint16_t *halves; /* [NV_ATTN_ROWS][NV_PIECE] */
+} attention_scratch;
+
+static attention_scratch cut_scratch(const nv_attention *a) {
+    attention_scratch s;
+    const ptrdiff_t tile = NV_ATTN_ROWS * (ptrdiff_t)a->v_stride;
+    s.scores = a->scratch;
+    s.q = s.scores + NV_ATTN_ROWS * NV_PIECE;
+    s.values = s.q + tile;
+    s.total = s.values + tile;
+    s.halves = (uint16_t *)(s.total + tile);
+    return s;
+}
+
+static inline int first_position(const nv_attention *a, int r) {
+    return a->window > 0 && a->position[r] >= a->window ? a->position[r] - a->window + 1 : 0;
+}
+
+/* One piece, of the positions from `base` on, for all rows: largest score, sum of weights and weighted values of each
+ * row; max is -inf for a row that sees nothing of the piece. The queries are loaded already. */
+static void attend_piece(const nv_attention *a, const attention_scratch *s, int base, float *values, float *max,
+                         float *sum) {
+    const int rows = a->num_rows, padded = a->v_stride, bytes = a->is_bf16 ? 2 : 4;
     const scores_fn scores_of = scores_table[a->is_bf16][rows - 1];
     const values_fn values_of = values_table[a->is_bf16][rows - 1];
-    float *scores = a->scratch;                         /* [NV_ATTN_ROWS][NV_PIECE] */
-    float *q = scores + NV_ATTN_ROWS * NV_PIECE;        /* [head_dim][NV_ATTN_ROWS] */
-    float *piece = q + NV_ATTN_ROWS * padded;           /* [NV_ATTN_ROWS][padded] */
-    float *total = piece + NV_ATTN_ROWS * padded;       /* [NV_ATTN_ROWS][padded] */
-    uint16_t *halves = (uint16_t *)(total + NV_ATTN_ROWS * padded);
-    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS], piece_max[NV_ATTN_ROWS], piece_sum[NV_ATTN_ROWS];
-    int first[NV_ATTN_ROWS], lowest = INT32_MAX, highest = 0;
-
-    load_queries(a, q);
+    int lowest = INT32_MAX, highest = 0;
     for (int r = 0; r < rows; r++) {
-        int position = a->position[r];
-        first[r] = a->window > 0 && position >= a->window ? position - a->window + 1 : 0;
-        lowest = first[r] < lowest ? first[r] : lowest;
-        highest = position > highest ? position : highest;
+        int first = first_position(a, r);
+        lowest = first < lowest ? first : lowest;
+        highest = a->position[r] > highest ? a->position[r] : highest;
+    }
+    const int begin = (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK;   /* first block that any row sees */
+    const int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE; /* one past the last position */
+    const int blocks_end = (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK;
+    for (int t = begin; t < blocks_end; t += NV_BLOCK) {
+        ptrdiff_t at = a->block_table[(base + t) / NV_BLOCK] * a->k_block_stride * bytes;
+        scores_of(s->q, (const char *)a->k_cache + at, a->head_dim, s->scores + t);
+    }
+    for (int r = 0; r < rows; r++) {
+        const int first = first_position(a, r) - base, last = a->position[r] - base;
+        const int from = first > begin ? first : begin, to = last < blocks_end - 1 ? last : blocks_end - 1;
+        float *scores = s->scores + r * NV_PIECE + begin;
+        sum[r] = 0;
+        max[r] = -INFINITY;
+        if (from > to)
+            memset(scores, 0, sizeof(float) * (size_t)(blocks_end - begin));
+        else
+            sum[r] = softmax_piece(scores, blocks_end - begin, from - begin, to - begin, &max[r]);
+    }
+    const void *weights = load_weights(a, s->scores, begin, blocks_end, s->halves);
+    const ptrdiff_t weight_bytes = weights == s->scores ? 4 : 2;
+    memset(values, 0, sizeof(float) * (size_t)(rows * padded));
+    for (int t = begin; t < blocks_end; t += NV_BLOCK) {
+        const char *v = (const char *)a->v_cache + a->block_table[(base + t) / NV_BLOCK] * a->v_block_stride * bytes;
+        /* Slots past `highest` hold whatever an earlier sequence left; they are not read, 0 * NaN being NaN. */
+        const int count = end - t < NV_BLOCK ? end - t : NV_BLOCK;
+        for (int d = 0; d < padded; d += 2 * VL)
+            values_of((const char *)weights + t * weight_bytes, v + d * 4, padded, count, values + d);
+    }
+}
+
+static void write_out(const nv_attention *a, const float *total, const float *sum) {
+    for (int r = 0; r < a->num_rows; r++) {
+        const float inverse = 1.0f / sum[r];
+        float *out = a->out + a->out_offset[r];
+        for (int d = 0; d < a->head_dim; d++) out[d] = total[r * a->v_stride + d] * inverse;
+    }
+}
+
+/* The piece that holds the first position any row sees, and one past the last. */
+static void piece_range(const nv_attention *a, int *begin, int *end) {
+    *begin = INT32_MAX;
+    *end = 0;
+    for (int r = 0; r < a->num_rows; r++) {
+        const int first = first_position(a, r) / NV_PIECE, last = a->position[r] / NV_PIECE + 1;
+        *begin = first < *begin ? first : *begin;
+        *end = last > *end ? last : *end;
+    }
+}
+
+static void attention(const nv_attention *a) {
+    const attention_scratch s = cut_scratch(a);
+    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS], piece_max[NV_ATTN_ROWS], piece_sum[NV_ATTN_ROWS];
+    int begin, end;
+    load_queries(a, s.q);
+    for (int r = 0; r < a->num_rows; r++) {
         max[r] = -INFINITY;
         sum[r] = 0;
     }
-    memset(total, 0, sizeof(float) * NV_ATTN_ROWS * (size_t)padded);
-
-    for (int base = lowest / NV_PIECE * NV_PIECE; base <= highest; base += NV_PIECE) {
-        int begin = (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK;      /* first block that any row sees */
-        int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE;    /* one past the last position */
-        int blocks_end = (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK;
-        for (int t = begin; t < blocks_end; t += NV_BLOCK) {
-            ptrdiff_t at = a->block_table[(base + t) / NV_BLOCK] * a->k_block_stride * bytes;
-            scores_of(q, (const char *)a->k_cache + at, dim, scores + t);
-        }
-        for (int r = 0; r < rows; r++) {
-            int from = first[r] - base > begin ? first[r] - base : begin;
-            int to = a->position[r] - base < blocks_end - 1 ? a->position[r] - base : blocks_end - 1;
-            if (from > to) { /* sees nothing of this piece */
-                memset(scores + r * NV_PIECE + begin, 0, sizeof(float) * (size_t)(blocks_end - begin));
-                piece_max[r] = -INFINITY;
-                continue;
-            }
-            piece_sum[r] = softmax_piece(scores + r * NV_PIECE + begin, blocks_end - begin, from - begin, to - begin,
-                                         &piece_max[r]);
-        }
-        const void *weights = load_weights(a, scores, begin, blocks_end, halves);
-        const ptrdiff_t weight_bytes = weights == scores ? 4 : 2;
-        memset(piece, 0, sizeof(float) * NV_ATTN_ROWS * (size_t)padded);
-        for (int t = begin; t < blocks_end; t += NV_BLOCK) {
-            const char *v = (const char *)a->v_cache + a->block_table[(base + t) / NV_BLOCK] * a->v_block_stride * bytes;
-            /* Slots past `highest` hold whatever an earlier sequence left; they are not read, 0 * NaN being NaN. */
-            int count = end - t < NV_BLOCK ? end - t : NV_BLOCK;
-            for (int d = 0; d < padded; d += 2 * VL)
-                values_of((const char *)weights + t * weight_bytes, v + d * 4, padded, count, piece + d);
-        }
-        for (int r = 0; r < rows; r++)
+    memset(s.total, 0, sizeof(float) * (size_t)(a->num_rows * a->v_stride));
+    piece_range(a, &begin, &end);
+    for (int piece = begin; piece < end; piece++) {
+        attend_piece(a, &s, piece * NV_PIECE, s.values, piece_max, piece_sum);
+        for (int r = 0; r < a->num_rows; r++)
             if (piece_max[r] != -INFINITY)
-                merge_piece(piece_max[r], piece_sum[r], piece + r * padded, &max[r], &sum[r], total + r * padded,
-                            padded);
+                merge_piece(piece_max[r], piece_sum[r], s.values + r * a->v_stride, &max[r], &sum[r],
+                            s.total + r * a->v_stride, a->v_stride);
     }
-    for (int r = 0; r < rows; r++) {
-        float inverse = 1.0f / sum[r];
-        float *out = a->out + a->out_offset[r];
-        for (int d = 0; d < dim; d++) out[d] = total[r * padded + d] * inverse;
+    write_out(a, s.total, sum);
+}
+
+/* The same in two parts, for few rows over many keys: any thread may compute any piece, one then merges them in order. */
+static void attention_part(const nv_attention *a, int piece, float *part) {
+    const attention_scratch s = cut_scratch(a);
+    int begin, end;
+    piece_range(a, &begin, &end);
+    if (piece < begin || piece >= end) return;
+    load_queries(a, s.q);
+    attend_piece(a, &s, piece * NV_PIECE, part + 2 * NV_ATTN_ROWS, part, part + NV_ATTN_ROWS);
+}
+
+static void attention_merge(const nv_attention *a, const float *parts) {
+    const attention_scratch s = cut_scratch(a);
+    const size_t size = nv_attention_part(a->head_dim);
+    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS];
+    int begin, end;
+    for (int r = 0; r < a->num_rows; r++) {
+        max[r] = -INFINITY;
+        sum[r] = 0;
     }
+    memset(s.total, 0, sizeof(float) * (size_t)(a->num_rows * a->v_stride));
+    piece_range(a, &begin, &end);
+    for (int piece = begin; piece < end; piece++) {
+        const float *part = parts + (size_t)piece * size;
+        for (int r = 0; r < a->num_rows; r++)
+            if (part[r] != -INFINITY)
+                merge_piece(part[r], part[NV_ATTN_ROWS + r], part + 2 * NV_ATTN_ROWS + r * a->v_stride, &max[r],
+                            &sum[r], s.total + r * a->v_stride, a->v_stride);
+    }
+    write_out(a, s.total, sum);
 }

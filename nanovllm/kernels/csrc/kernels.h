@@ -55,6 +55,12 @@ static inline size_t nv_attention_scratch(int head_dim) {
     return NV_ATTN_ROWS * (NV_PIECE + NV_PIECE / 2 + 3 * padded) + 64;
 }
 
+/* Floats of one piece's part: largest score and sum of each row, then the weighted values. */
+static inline size_t nv_attention_part(int head_dim) {
+    size_t padded = ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+    return NV_ATTN_ROWS * (2 + padded);
+}
+
 typedef struct {
     const char *name;
     /* y[r, :] = x[r, :] / sqrt(mean(x[r, :]^2) + eps) * weight; y may be x. */
@@ -65,6 +71,9 @@ typedef struct {
     /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, float *out, ptrdiff_t n);
     void (*attention)(const nv_attention *task);
+    /* attention in two parts: piece `piece` into its own part, then all parts [pieces] into out. Same bits. */
+    void (*attention_part)(const nv_attention *task, int piece, float *part);
+    void (*attention_merge)(const nv_attention *task, const float *parts);
     /* Largest logit and log(sum(exp(logits))), the sum in double. */
     void (*log_sum_exp)(const float *logits, ptrdiff_t n, float *max, double *log_sum);
     /* 1 / sqrt(mean(x^2) + eps). */
