@@ -22,6 +22,8 @@ from nanovllm.kernels.isa cimport (
 from nanovllm.kernels.linear cimport Linear, head_run, linear_run, rows_t
 from nanovllm.kernels.team cimport Team, nv_team, team_barrier, team_run
 
+from nanovllm.kernels import memory
+
 BLOCK_SIZE = NV_BLOCK
 
 
@@ -521,10 +523,12 @@ cdef class Decoder:
 
     def _set_cache(self):
         shape = (self.m.num_layers, self.num_blocks, self.m.num_kv_heads)
-        # Zeroed pages come from the system on first touch: a cache that is never filled costs no memory.
+        # Pages come from the system on first touch: a cache that is never filled costs no memory.
         dtype = np.uint16 if self.m.cache_is_bf16 else np.float32
-        self.k_cache = np.zeros((*shape, self.m.head_dim * NV_BLOCK), dtype)
-        self.v_cache = np.zeros((*shape, NV_BLOCK * self.m.v_stride), dtype)
+        count, size = self.m.num_layers * self.num_blocks * self.m.num_kv_heads, self.m.cache_bytes
+        keys, values = self.m.head_dim * NV_BLOCK, NV_BLOCK * self.m.v_stride
+        self.k_cache = memory.zeros(count * keys * size).view(dtype).reshape(*shape, keys)
+        self.v_cache = memory.zeros(count * values * size).view(dtype).reshape(*shape, values)
 
     def _set_layer(self, int i, dict weights, int window):
         cdef layer_t *layer = &self.m.layers[i]

@@ -20,6 +20,8 @@ from nanovllm.kernels.isa cimport (
 )
 from nanovllm.kernels.team cimport Team, team_run
 
+from nanovllm.kernels import memory
+
 cdef extern from "csrc/pack.h" nogil:
     ctypedef struct nv_source:
         const void *data
@@ -106,13 +108,6 @@ cdef void linear_member(void *arg, int tid, int num_threads) noexcept nogil:
     cdef linear_job_t *job = <linear_job_t *>arg
     linear_run(job.linear, &job.rows, job.y, job.ldy, job.mode, job.scratch + tid * job.scratch_stride, tid,
                num_threads)
-
-
-cdef _aligned(Py_ssize_t nbytes):
-    """Uninitialized bytes that begin on a cache line, so that no vector load of a panel crosses two."""
-    raw = np.empty(nbytes + 63, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start:start + nbytes]
 
 
 cdef class Linear:
@@ -204,7 +199,7 @@ cdef class Linear:
         cdef nv_source *table = <nv_source *>PyMem_Calloc(len(sources), sizeof(nv_source))
         if table == NULL:
             raise MemoryError("no memory for the table of sources")
-        weight = _aligned(columns * self.c.k_padded * itemsize)
+        weight = memory.zeros(columns * self.c.k_padded * itemsize)
         scale = np.empty(columns if self.kind == "int8" else 1, np.float32)
         offset = np.empty(columns if self.kind == "int8" else 1, np.int32)
         job.temp_stride = nv_pack_scratch(self.c.k_padded)

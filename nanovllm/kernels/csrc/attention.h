@@ -5,14 +5,20 @@
  * does not see get weight 0 and change no bit, so a row comes out the same alone, beside others, as prefill or decode.
  */
 
+/* Blocks of a sequence lie anywhere, 4 KiB or so each: too short for the hardware to see a stream. So every kernel asks
+ * for the same bytes of the block that comes next (which is the block itself at the end) while it reads its own. */
+#define PREFETCH(next, offset) __builtin_prefetch((const char *)(next) + (offset), 0, 2);
+
 /* scores[r][0:NV_BLOCK] = sum over d of q[d][r] * k[d][:], d ascending. q is [head_dim][NV_ATTN_ROWS]. */
 #define SCORES_F32(R)                                                                                         \
-    static void scores_f32_##R(const void *q_tile, const void *block, int head_dim, float *scores) {          \
+    static void scores_f32_##R(const void *q_tile, const void *block, const void *next, int head_dim,         \
+                               float *scores) {                                                               \
         const float *q = q_tile, *k = block;                                                                  \
         for (int part = 0; part < NV_BLOCK; part += 2 * VL) {                                                 \
             vf acc[R][2];                                                                                     \
             for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                     \
             for (int d = 0; d < head_dim; d++) {                                                              \
+                PREFETCH(next, (d * NV_BLOCK + part) * 4)                                                     \
                 vf k0 = v_load(k + d * NV_BLOCK + part), k1 = v_load(k + d * NV_BLOCK + part + VL);           \
                 for (int r = 0; r < R; r++) {                                                                 \
                     vf x = v_set(q[d * NV_ATTN_ROWS + r]);                                                    \
@@ -29,12 +35,14 @@
 
 /* out[r][0:2*VL] += sum over t of weights[r][t] * v[t][0:2*VL], t ascending over the first `count` positions. */
 #define VALUES_F32(R)                                                                                         \
-    static void values_f32_##R(const void *weights, const void *block, int stride, int count, float *out) {   \
+    static void values_f32_##R(const void *weights, const void *block, const void *next, int stride,          \
+                               int count, float *out) {                                                       \
         const float *p = weights, *v = block;                                                                 \
         vf acc[R][2];                                                                                         \
         for (int r = 0; r < R; r++)                                                                           \
             for (int c = 0; c < 2; c++) acc[r][c] = v_load(out + r * stride + c * VL);                        \
         for (int t = 0; t < count; t++) {                                                                     \
+            PREFETCH(next, t * stride * 4)                                                                    \
             vf v0 = v_load(v + t * stride), v1 = v_load(v + t * stride + VL);                                 \
             for (int r = 0; r < R; r++) {                                                                     \
                 vf x = v_set(p[r * NV_PIECE + t]);                                                            \
@@ -56,11 +64,13 @@
     _mm512_storeu_ps(scores + r * NV_PIECE, p##r);                                                            \
     _mm512_storeu_ps(scores + r * NV_PIECE + 16, q##r);
 #define SCORES_BF16(R)                                                                                        \
-    static void scores_bf16_##R(const void *q_tile, const void *block, int head_dim, float *scores) {         \
+    static void scores_bf16_##R(const void *q_tile, const void *block, const void *next, int head_dim,        \
+                                float *scores) {                                                              \
         const int32_t *q = q_tile; /* pairs */                                                                \
         const char *k = block;                                                                                \
         ROWS_##R(SCORE_ZERO)                                                                                  \
         for (int d = 0; d < head_dim / 2; d++, k += 128) {                                                    \
+            PREFETCH(next, d * 128) PREFETCH(next, d * 128 + 64)                                              \
             __m512bh k0 = (__m512bh)_mm512_loadu_si512(k), k1 = (__m512bh)_mm512_loadu_si512(k + 64), x;      \
             ROWS_##R(SCORE_STEP)                                                                              \
         }                                                                                                     \
@@ -76,12 +86,14 @@
     _mm512_storeu_ps(out + r * stride, p##r);                                                                 \
     _mm512_storeu_ps(out + r * stride + 16, q##r);
 #define VALUES_BF16(R)                                                                                        \
-    static void values_bf16_##R(const void *weights, const void *block, int stride, int count, float *out) {  \
+    static void values_bf16_##R(const void *weights, const void *block, const void *next, int stride,         \
+                                int count, float *out) {                                                      \
         const int32_t *p = weights; /* pairs */                                                               \
         const char *v = block;                                                                                \
         ROWS_##R(VALUE_LOAD)                                                                                  \
         int t = 0;                                                                                            \
         for (; t < count / 2; t++, v += 4 * (ptrdiff_t)stride) {                                              \
+            PREFETCH(next, t * 4 * (ptrdiff_t)stride) PREFETCH(next, t * 4 * (ptrdiff_t)stride + 64)          \
             __m512bh v0 = (__m512bh)_mm512_loadu_si512(v), v1 = (__m512bh)_mm512_loadu_si512(v + 64), x;      \
             ROWS_##R(VALUE_STEP)                                                                              \
         }                                                                                                     \
@@ -97,12 +109,14 @@
 #define LOW(x) ((vf)((vi)(x) << 16))
 #define HIGH(x) ((vf)((vi)(x) & (int32_t)0xffff0000))
 #define SCORES_BF16(R)                                                                                        \
-    static void scores_bf16_##R(const void *q_tile, const void *block, int head_dim, float *scores) {         \
+    static void scores_bf16_##R(const void *q_tile, const void *block, const void *next, int head_dim,        \
+                                float *scores) {                                                              \
         const float *q = q_tile, *k = block; /* one float's worth of bits is a pair */                        \
         for (int part = 0; part < NV_BLOCK; part += 2 * VL) {                                                 \
             vf acc[R][2];                                                                                     \
             for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                     \
             for (int d = 0; d < head_dim; d += 2) {                                                           \
+                PREFETCH(next, (d / 2 * NV_BLOCK + part) * 4)                                                 \
                 vf k0 = v_load(k + d / 2 * NV_BLOCK + part), k1 = v_load(k + d / 2 * NV_BLOCK + part + VL);   \
                 for (int r = 0; r < R; r++) {                                                                 \
                     vf x = v_set(q[d * NV_ATTN_ROWS + r]), y = v_set(q[(d + 1) * NV_ATTN_ROWS + r]);          \
@@ -120,12 +134,14 @@
     }
 
 #define VALUES_BF16(R)                                                                                        \
-    static void values_bf16_##R(const void *weights, const void *block, int stride, int count, float *out) {  \
+    static void values_bf16_##R(const void *weights, const void *block, const void *next, int stride,         \
+                                int count, float *out) {                                                      \
         const float *p = weights, *v = block;                                                                 \
         vf acc[R][2];                                                                                         \
         for (int r = 0; r < R; r++)                                                                           \
             for (int c = 0; c < 2; c++) acc[r][c] = v_load(out + r * stride + c * VL);                        \
         for (int t = 0; t < count; t++) {                                                                     \
+            PREFETCH(next, t / 2 * stride * 4)                                                                \
             vf v0 = v_load(v + t / 2 * stride), v1 = v_load(v + t / 2 * stride + VL);                         \
             v0 = t % 2 ? HIGH(v0) : LOW(v0);                                                                  \
             v1 = t % 2 ? HIGH(v1) : LOW(v1);                                                                  \
@@ -144,8 +160,8 @@
 EACH_ATTN_ROWS(SCORES_F32) EACH_ATTN_ROWS(VALUES_F32) EACH_ATTN_ROWS(SCORES_BF16) EACH_ATTN_ROWS(VALUES_BF16)
 #define ATTN_TABLE(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
 
-typedef void (*scores_fn)(const void *, const void *, int, float *);
-typedef void (*values_fn)(const void *, const void *, int, int, float *);
+typedef void (*scores_fn)(const void *, const void *, const void *, int, float *);
+typedef void (*values_fn)(const void *, const void *, const void *, int, int, float *);
 static const scores_fn scores_table[2][NV_ATTN_ROWS] = {ATTN_TABLE(scores_f32), ATTN_TABLE(scores_bf16)};
 static const values_fn values_table[2][NV_ATTN_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
 
@@ -195,11 +211,14 @@ static void load_queries(const nv_attention *a, float *q) {
         const float *source = a->q + a->q_offset[r];
 #if defined(__AVX512BF16__)
         if (a->is_bf16) {
-            float scaled[2];
-            for (int d = 0; d < a->head_dim; d += 2) {
-                scaled[0] = source[d] * a->scale;
-                scaled[1] = source[d + 1] * a->scale;
-                to_bf16(scaled, (uint16_t *)(q + d / 2 * NV_ATTN_ROWS + r), 2, 2);
+            /* 16 values at a time: scale, round, and spread the 8 pairs over their rows of the tile. */
+            for (int d = 0; d < a->head_dim; d += 16) {
+                const int left = a->head_dim - d < 16 ? a->head_dim - d : 16;
+                const __mmask16 mask = (__mmask16)((1u << left) - 1);
+                const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, source + d), _mm512_set1_ps(a->scale));
+                uint32_t pairs[8];
+                _mm256_storeu_si256((__m256i *)pairs, (__m256i)_mm512_cvtneps_pbh(x));
+                for (int i = 0; i < left / 2; i++) memcpy(q + (d / 2 + i) * NV_ATTN_ROWS + r, pairs + i, 4);
             }
             continue;
         }
@@ -253,11 +272,16 @@ static inline int first_position(const nv_attention *a, int r) {
     return a->window > 0 && a->position[r] >= a->window ? a->position[r] - a->window + 1 : 0;
 }
 
+/* The block of the cache that holds `position`. */
+static inline const char *block_at(const nv_attention *a, const void *cache, ptrdiff_t stride, int position) {
+    return (const char *)cache + a->block_table[position / NV_BLOCK] * stride * (a->is_bf16 ? 2 : 4);
+}
+
 /* One piece, of the positions from `base` on, for all rows: largest score, sum of weights and weighted values of each
  * row; max is -inf for a row that sees nothing of the piece. The queries are loaded already. */
 static void attend_piece(const nv_attention *a, const attention_scratch *s, int base, float *values, float *max,
                          float *sum) {
-    const int rows = a->num_rows, padded = a->v_stride, bytes = a->is_bf16 ? 2 : 4;
+    const int rows = a->num_rows, padded = a->v_stride;
     const scores_fn scores_of = scores_table[a->is_bf16][rows - 1];
     const values_fn values_of = values_table[a->is_bf16][rows - 1];
     int lowest = INT32_MAX, highest = 0;
@@ -269,9 +293,11 @@ static void attend_piece(const nv_attention *a, const attention_scratch *s, int 
     const int begin = (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK;   /* first block that any row sees */
     const int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE; /* one past the last position */
     const int blocks_end = (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK;
+    const char *v_first = block_at(a, a->v_cache, a->v_block_stride, base + begin);
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
-        ptrdiff_t at = a->block_table[(base + t) / NV_BLOCK] * a->k_block_stride * bytes;
-        scores_of(s->q, (const char *)a->k_cache + at, a->head_dim, s->scores + t);
+        const char *k = block_at(a, a->k_cache, a->k_block_stride, base + t), *next = v_first;
+        if (t + NV_BLOCK < blocks_end) next = block_at(a, a->k_cache, a->k_block_stride, base + t + NV_BLOCK);
+        scores_of(s->q, k, next, a->head_dim, s->scores + t);
     }
     for (int r = 0; r < rows; r++) {
         const int first = first_position(a, r) - base, last = a->position[r] - base;
@@ -288,11 +314,12 @@ static void attend_piece(const nv_attention *a, const attention_scratch *s, int 
     const ptrdiff_t weight_bytes = weights == s->scores ? 4 : 2;
     memset(values, 0, sizeof(float) * (size_t)(rows * padded));
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
-        const char *v = (const char *)a->v_cache + a->block_table[(base + t) / NV_BLOCK] * a->v_block_stride * bytes;
+        const char *v = block_at(a, a->v_cache, a->v_block_stride, base + t), *next = v;
+        if (t + NV_BLOCK < blocks_end) next = block_at(a, a->v_cache, a->v_block_stride, base + t + NV_BLOCK);
         /* Slots past `highest` hold whatever an earlier sequence left; they are not read, 0 * NaN being NaN. */
         const int count = end - t < NV_BLOCK ? end - t : NV_BLOCK;
         for (int d = 0; d < padded; d += 2 * VL)
-            values_of((const char *)weights + t * weight_bytes, v + d * 4, padded, count, values + d);
+            values_of((const char *)weights + t * weight_bytes, v + d * 4, next + d * 4, padded, count, values + d);
     }
 }
 
