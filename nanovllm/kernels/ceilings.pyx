@@ -11,6 +11,8 @@ from nanovllm.kernels.team cimport Team, team_run
 
 # Rows of the peak measurement: what one strip of every level takes at full speed (32 on AMX, 12 and 6 elsewhere).
 PEAK_ROWS = 96
+# Panels of the peak measurement: enough that a strip's own cost is spread, few enough to stay in the L2 cache.
+PEAK_PANELS = 8
 
 
 cdef struct read_job_t:
@@ -45,7 +47,7 @@ def read_bandwidth(Team team, Py_ssize_t bytes_each, int repeats=3, int tries=4)
 cdef struct peak_job_t:
     const nv_linear *linear
     rows_t rows
-    float *y              # [num_threads, rows, NV_PANEL]
+    float *y              # [num_threads, rows, columns]
     char *scratch
     Py_ssize_t scratch_stride
     int repeats
@@ -55,24 +57,25 @@ cdef void peak_member(void *arg, int tid, int num_threads) noexcept nogil:
     cdef peak_job_t *job = <peak_job_t *>arg
     cdef int _i
     for _i in range(job.repeats):
-        # Every thread multiplies the whole panel, so nothing is shared and nothing leaves the near caches.
-        linear_run(job.linear, &job.rows, job.y + tid * job.rows.count * NV_PANEL, NV_PANEL, NV_STORE,
+        # Every thread multiplies all panels, so nothing is shared and nothing leaves the near caches.
+        linear_run(job.linear, &job.rows, job.y + tid * job.rows.count * job.linear.n, job.linear.n, NV_STORE,
                    job.scratch + tid * job.scratch_stride, 0, 1)
 
 
 def peak(Team team, kind, double seconds=0.2):
     """Operations a second (a multiplication and an addition are two) of a packed kind on all threads, data in cache."""
-    cdef Py_ssize_t k = 512, rows = PEAK_ROWS
+    cdef Py_ssize_t k = 512, rows = PEAK_ROWS, columns
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((NV_PANEL, k), np.float32)
+    columns = PEAK_PANELS * NV_PANEL
+    weight = rng.standard_normal((columns, k), np.float32)
     cdef Linear linear = Linear.pack(team, kind, [weight])
     converted, scales = linear._convert(rng.standard_normal((rows, k), np.float32))
     cdef const unsigned char[::1] x_view = converted
     cdef const float[::1] scales_view = scales
-    y = np.empty(team.num_threads * rows * NV_PANEL, np.float32)
+    y = np.empty(team.num_threads * rows * columns, np.float32)
     cdef float[::1] y_view = y
     cdef peak_job_t job
-    job.linear, job.y, job.repeats = &linear.c, &y_view[0], 50
+    job.linear, job.y, job.repeats = &linear.c, &y_view[0], 10
     job.rows.x, job.rows.ldx, job.rows.scale, job.rows.count = &x_view[0], linear.c.k_padded, &scales_view[0], rows
     job.scratch_stride = (<Py_ssize_t>nv_gemm_scratch(k) + 63) // 64 * 64
     scratch = np.empty(team.num_threads * job.scratch_stride, np.uint8)
@@ -84,5 +87,5 @@ def peak(Team team, kind, double seconds=0.2):
         with nogil:
             team_run(team.ptr, peak_member, &job)
         taken = time.perf_counter() - start
-        best = max(best, 2.0 * rows * NV_PANEL * k * job.repeats * team.num_threads / taken)
+        best = max(best, 2.0 * rows * columns * k * job.repeats * team.num_threads / taken)
     return best

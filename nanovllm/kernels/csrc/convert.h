@@ -23,7 +23,16 @@ static void to_bf16(const float *x, uint16_t *y, ptrdiff_t n, ptrdiff_t n_padded
     for (; j < n_padded; j++) y[j] = 0;
 }
 
-/* y[0:n] = round(x * 127 / max|x|), y[n:n_padded] = 0; returns the scale that turns y back into factor * x. */
+/* vpdpbusd multiplies unsigned by signed: rows are stored moved up by 128, and the columns' offsets take it back
+ * exactly. AMX and the units without VNNI multiply signed by signed. */
+#if defined(__AVX512VNNI__) && !defined(NV_AMX)
+#define INT8_OFFSET 128
+#else
+#define INT8_OFFSET 0
+#endif
+
+/* y[0:n] = round(x * 127 / max|x|) + INT8_OFFSET, y[n:n_padded] anything (weights are 0 there); returns the scale that
+ * turns y back into factor * x. */
 static float to_int8(const float *x, int8_t *y, ptrdiff_t n, ptrdiff_t n_padded, float factor) {
     vf top = v_set(0);
     ptrdiff_t j = 0;
@@ -34,15 +43,20 @@ static float to_int8(const float *x, int8_t *y, ptrdiff_t n, ptrdiff_t n_padded,
     float max = lanes_max(top);
     for (; j < n; j++) max = fabsf(x[j]) > max ? fabsf(x[j]) : max;
     /* A row of zeros stays zeros; a row with infinities or NaN keeps a scale that shows it. */
-    float inverse = max > 0 && max <= FLT_MAX ? 127.0f / max : 0;
-    const vf magic = v_set(12582912.0f); /* adding 1.5 * 2^23 rounds to nearest even into the low mantissa bits */
+    const float inverse = max > 0 && max <= FLT_MAX ? 127.0f / max : 0;
+    /* Adding 1.5 * 2^23 rounds to nearest even into the low mantissa bits; the offset may come along. */
+    const vf magic = v_set(12582912.0f + INT8_OFFSET);
     for (j = 0; j + VL <= n; j += VL) {
         vi q = (vi)(v_load(x + j) * inverse + magic);
+#if defined(__AVX512F__)
+        _mm_storeu_si128((__m128i *)(y + j), _mm512_cvtepi32_epi8((__m512i)q));
+#else
         int32_t lanes[VL];
         v_store((float *)lanes, (vf)q);
         for (int i = 0; i < VL; i++) y[j + i] = (int8_t)lanes[i];
+#endif
     }
-    for (; j < n; j++) y[j] = (int8_t)lrintf(x[j] * inverse);
+    for (; j < n; j++) y[j] = (int8_t)(lrintf(x[j] * inverse) + INT8_OFFSET);
     for (; j < n_padded; j++) y[j] = 0;
     return max * (1.0f / 127.0f) * factor;
 }
@@ -62,9 +76,45 @@ static float inverse_rms(const float *x, ptrdiff_t n, float eps) {
     return 1.0f / sqrtf(sum / (float)n + eps);
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+/* Blocks of 64 in registers: the stages within a vector by shuffles, those between vectors by sums. The stages of a
+ * Hadamard matrix may come in any order. */
+static void hadamard_64(float *x, ptrdiff_t n) {
+    vi partner[5];
+    vf sign[5];
+    int stages = 0;
+    for (int half = 1; half < VL; half *= 2, stages++)
+        for (int j = 0; j < VL; j++) {
+            partner[stages][j] = j ^ half;
+            sign[stages][j] = j & half ? -1.0f : 1.0f;
+        }
+    for (ptrdiff_t start = 0; start + 64 <= n; start += 64) {
+        vf v[64 / VL];
+        for (int i = 0; i < 64 / VL; i++) {
+            v[i] = v_load(x + start + i * VL) * 0.125f; /* 1 / sqrt(64) */
+            for (int s = 0; s < stages; s++) v[i] = __builtin_shuffle(v[i], partner[s]) + v[i] * sign[s];
+        }
+        for (int half = 1; half < 64 / VL; half *= 2)
+            for (int i = 0; i < 64 / VL; i += 2 * half)
+                for (int j = i; j < i + half; j++) {
+                    vf a = v[j], b = v[j + half];
+                    v[j] = a + b;
+                    v[j + half] = a - b;
+                }
+        for (int i = 0; i < 64 / VL; i++) v_store(x + start + i * VL, v[i]);
+    }
+}
+#endif
+
 /* In place on blocks of `block` (a power of two from 1 to 64): x = x @ H / sqrt(block), H Sylvester's Hadamard matrix. */
 static void hadamard(float *x, ptrdiff_t n, int block) {
     if (block <= 1) return;
+#if defined(__GNUC__) && !defined(__clang__)
+    if (block == 64) {
+        hadamard_64(x, n);
+        return;
+    }
+#endif
     const float scale = 1.0f / sqrtf((float)block);
     for (ptrdiff_t start = 0; start + block <= n; start += block) {
         float *v = x + start;

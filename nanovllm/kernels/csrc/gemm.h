@@ -51,9 +51,7 @@ static strip_t strip_f32(const nv_gemm *g, ptrdiff_t row, int rows) {
     return (strip_t){(const float *)g->x + row * g->ldx, g->ldx};
 }
 
-#ifdef NV_AMX
-#define INT8_OFFSET 0 /* AMX multiplies signed by signed, and takes the rows as they are */
-#else
+#ifndef NV_AMX /* which multiplies both kinds on tiles */
 #if defined(__AVX512BF16__)
 #define BF16_ZERO(r) __m512 p##r = _mm512_setzero_ps(), q##r = _mm512_setzero_ps();
 #define BF16_STEP(r)                                                                                      \
@@ -140,16 +138,10 @@ static strip_t strip_bf16(const nv_gemm *g, ptrdiff_t row, int rows) {
         }                                                                                                 \
         ROWS_##R(INT8_STORE)                                                                              \
     }
-#define INT8_OFFSET 1
 
-/* vpdpbusd multiplies unsigned by signed: rows are moved up by 128, and the columns' offsets take it back exactly. */
 static strip_t strip_int8(const nv_gemm *g, ptrdiff_t row, int rows) {
-    ptrdiff_t k = g->w->k_padded;
-    uint8_t *moved = g->scratch;
-    for (int r = 0; r < rows; r++)
-        for (ptrdiff_t i = 0; i < k; i++)
-            moved[r * k + i] = (uint8_t)((const int8_t *)g->x)[(row + r) * g->ldx + i] ^ 0x80;
-    return (strip_t){moved, k / 4};
+    (void)rows;
+    return (strip_t){(const int8_t *)g->x + row * g->ldx, g->ldx / 4};
 }
 #else
 #if defined(__AVX2__)
@@ -206,7 +198,6 @@ static inline vi odd_bytes(vi x) { return (((x << 16) >> 24) & 0xffff) | ((x >> 
             }                                                                                             \
         }                                                                                                 \
     }
-#define INT8_OFFSET 0
 
 static strip_t strip_int8(const nv_gemm *g, ptrdiff_t row, int rows) {
     ptrdiff_t k = g->w->k_padded;
@@ -264,7 +255,7 @@ static void scale_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t pane
         float x_scale = g->x_scale[row + r];
         for (int c = 0; c < NV_PANEL; c += VL) {
             vi sum = (vi)v_load(tile + r * NV_PANEL + c);
-            if (INT8_OFFSET) sum -= (vi)v_load((const float *)offset + c);
+            if (INT8_OFFSET) sum -= (vi)v_load((const float *)offset + c); /* 128 times the column's sum */
             v_store(tile + r * NV_PANEL + c, __builtin_convertvector(sum, vf) * (v_load(scale + c) * x_scale));
         }
     }
@@ -334,7 +325,8 @@ static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
     }
 #endif
     const ptrdiff_t panel_bytes = w->k_padded * NV_PANEL * element_bytes[w->kind];
-    const ptrdiff_t block = L2_BYTES / panel_bytes > 1 ? L2_BYTES / panel_bytes : 1;
+    /* At least 8 panels, since some levels bring a strip into their own form once for each block. */
+    const ptrdiff_t block = L2_BYTES / panel_bytes > 8 ? L2_BYTES / panel_bytes : 8;
     const ptrdiff_t num_strips = (g->rows + STRIP - 1) / STRIP;
     float tile[STRIP * NV_PANEL] __attribute__((aligned(64)));
     for (ptrdiff_t begin = panel_begin; begin < panel_end; begin += block) {

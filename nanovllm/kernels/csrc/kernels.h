@@ -80,7 +80,7 @@ typedef struct {
     float (*inverse_rms)(const float *x, ptrdiff_t n, float eps);
     /* y[0:n] = bfloat16(x) to nearest even, y[n:n_padded] = 0. */
     void (*to_bf16)(const float *x, uint16_t *y, ptrdiff_t n, ptrdiff_t n_padded);
-    /* y[0:n] = round(x * 127 / max|x|), y[n:n_padded] = 0; returns factor * max|x| / 127. */
+    /* y[0:n] = round(x * 127 / max|x|) as the level's GEMM reads it; returns factor * max|x| / 127. */
     float (*to_int8)(const float *x, int8_t *y, ptrdiff_t n, ptrdiff_t n_padded, float factor);
     /* x = x @ H / sqrt(block) on each block of a power of two up to 64, H Sylvester's Hadamard matrix. */
     void (*hadamard)(float *x, ptrdiff_t n, int block);

@@ -44,7 +44,7 @@ typedef struct {
 /* y (+)= x @ weight.T + bias, or silu_mul of a gated pair, for a range of panels. */
 typedef struct {
     const nv_linear *w;
-    const void *x;           /* [rows, ldx] of float, bfloat16 or int8; the packed kinds read k_padded of each row */
+    const void *x;           /* [rows, ldx] of float, bfloat16 or what to_int8 made; the packed kinds read k_padded of each row */
     ptrdiff_t ldx;
     const float *x_scale;    /* NV_INT8: [rows] */
     ptrdiff_t rows;
