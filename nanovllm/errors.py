@@ -1,8 +1,8 @@
 """Every error that nanovllm raises on purpose.
 
 Two families, because they end differently. A `UsageError` says that files, settings or the model are unusable; a
-command that meets one stops with exit code 2 before any work. A `RequestError` belongs to one request: that request fails, the
-others go on. Messages are one sentence that names the place, what was found, what was expected and the cure.
+command that meets one stops with exit code 2 before any work. A `RequestError` belongs to one request: that request
+fails, the others go on. Messages are one sentence that names the place, what was found, what was expected and the cure.
 """
 
 

@@ -46,8 +46,8 @@ class Rotation:
         self._head = hadamard_matrix(power_of_two_part(head_dim, MAX_HADAMARD_BLOCK))
         self._inner = hadamard_matrix(self.hadamard_block)
         count = hidden_size // len(self._block)
-        # Any orthogonal matrix serves between the blocks; a fixed seed makes every load the same. Made in float64, it is
-        # orthogonal to the last bit of float32.
+        # Any orthogonal matrix serves between the blocks; a fixed seed makes every load the same. Made in float64, it
+        # is orthogonal to the last bit of float32.
         q, r = np.linalg.qr(np.random.default_rng(0).standard_normal((count, count)))
         self._between = (q * np.sign(np.diag(r))).astype(np.float32)
 
