@@ -11,6 +11,7 @@ import numpy as np
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport INFINITY, cosf, sinf
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
@@ -37,6 +38,23 @@ cdef extern from *:
     static inline Py_ssize_t nv_fetch_add(Py_ssize_t *p) { return __atomic_fetch_add(p, 1, __ATOMIC_RELAXED); }
     """
     Py_ssize_t nv_fetch_add(Py_ssize_t *p) noexcept nogil
+
+
+# What the time of a step is booked under, when somebody asks. Waiting at the barrier after an operator is its own time.
+cdef enum:
+    PHASE_EMBED
+    PHASE_NORM
+    PHASE_QKV
+    PHASE_ROPE
+    PHASE_ATTENTION
+    PHASE_O
+    PHASE_GATE_UP
+    PHASE_ACTIVATION
+    PHASE_DOWN
+    PHASE_HEAD
+    NUM_PHASES
+
+PHASES = ("embed", "norm", "qkv", "rope_and_store", "attention", "o", "gate_up", "activation", "down", "lm_head")
 
 
 # Pointers are NULL where the family has no such part.
@@ -107,8 +125,26 @@ cdef struct step_t:
     rows_t inter_in               # what down reads
     char *thread_scratch          # [num_threads, scratch_stride] bytes: norm rows, attention, GEMM
     Py_ssize_t scratch_stride
+    double *phase_s               # [NUM_PHASES] seconds, or NULL
+    double phase_began
     Py_ssize_t attention_at       # offsets of the parts in a thread's scratch
     Py_ssize_t gemm_at
+
+
+cdef double seconds() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + 1e-9 * now.tv_nsec
+
+
+cdef void meet(step_t *s, int phase, int tid) noexcept nogil:
+    """Wait for the other threads at the end of an operator, and book its time."""
+    cdef double now
+    team_barrier(s.m.team)
+    if tid == 0 and s.phase_s != NULL:
+        now = seconds()
+        s.phase_s[phase] += now - s.phase_began
+        s.phase_began = now
 
 
 cdef void embed_row(const model_t *m, Py_ssize_t token, float *out) noexcept nogil:
@@ -307,26 +343,26 @@ cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_
     cdef void *gemm_scratch = scratch + s.gemm_at
     for row in range(begin, end):
         norm_rows(m, s.x + row * hidden, layer.input_norm, &s.hidden_in, row, <float *>scratch)
-    team_barrier(m.team)
+    meet(s, PHASE_NORM, tid)
     linear_run(layer.qkv, &s.hidden_in, s.qkv, qkv_width, NV_STORE, gemm_scratch, tid, n)
-    team_barrier(m.team)
+    meet(s, PHASE_QKV, tid)
     rotate_and_store(s, layer, begin, end, <uint16_t *>scratch)
     if tid == 0:
         s.next_task = s.next_merge = 0
-    team_barrier(m.team)
+    meet(s, PHASE_ROPE, tid)
     attend(s, layer, tid)
-    team_barrier(m.team)
+    meet(s, PHASE_ATTENTION, tid)
     if m.kind == NV_INT8:
         for row in range(begin, end):
             quantize_row(m, s.attn + row * attn_width, attn_width, 1, &s.attn_in, row)
-        team_barrier(m.team)
+        meet(s, PHASE_ACTIVATION, tid)
     linear_run(layer.o, &s.attn_in, s.x, hidden, NV_ADD, gemm_scratch, tid, n)
-    team_barrier(m.team)
+    meet(s, PHASE_O, tid)
     for row in range(begin, end):
         norm_rows(m, s.x + row * hidden, layer.post_norm, &s.hidden_in, row, <float *>scratch)
-    team_barrier(m.team)
+    meet(s, PHASE_NORM, tid)
     run_mlp(s, layer, begin, end, gemm_scratch, tid, n)
-    team_barrier(m.team)
+    meet(s, PHASE_DOWN, tid)
 
 
 cdef void run_mlp(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end, void *gemm_scratch, int tid,
@@ -340,17 +376,17 @@ cdef void run_mlp(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t 
                    tid, n)
     elif m.kind == NV_BLAS_F32:
         linear_run(layer.gate_up, &s.hidden_in, s.inter, 2 * inter, NV_STORE, gemm_scratch, tid, n)
-        team_barrier(m.team)
+        meet(s, PHASE_GATE_UP, tid)
         for row in range(begin, end):
             x = s.inter + row * 2 * inter
             m.k.silu_mul(x, x + inter, x, inter)
     else:
         linear_run(layer.gate_up, &s.hidden_in, s.inter, inter, NV_SILU_MUL, gemm_scratch, tid, n)
-    team_barrier(m.team)
+    meet(s, PHASE_ACTIVATION if m.kind == NV_BLAS_F32 else PHASE_GATE_UP, tid)
     if m.kind == NV_INT8:
         for row in range(begin, end):
             quantize_row(m, s.inter + row * inter, inter, m.hadamard_block, &s.inter_in, row)
-        team_barrier(m.team)
+        meet(s, PHASE_ACTIVATION, tid)
     linear_run(layer.down, &s.inter_in, s.x, m.hidden_size, NV_ADD, gemm_scratch, tid, n)
 
 
@@ -358,7 +394,11 @@ cdef void step_member(void *arg, int tid, int n) noexcept nogil:
     cdef step_t *s = <step_t *>arg
     cdef Py_ssize_t begin = s.rows * tid // n, end = s.rows * (tid + 1) // n
     cdef int i
+    if tid == 0 and s.phase_s != NULL:
+        s.phase_began = seconds()
     embed_rows(s, begin, end)
+    if s.phase_s != NULL:  # rows are their owner's until the first product, so nobody else has to wait here
+        meet(s, PHASE_EMBED, tid)
     for i in range(s.m.num_layers):
         run_layer(s, &s.m.layers[i], begin, end, tid, n)
 
@@ -404,6 +444,8 @@ cdef void head_member(void *arg, int tid, int n) noexcept nogil:
     cdef float top
     cdef double log_sum
     rows.count = job.num_rows
+    if tid == 0 and s.phase_s != NULL:
+        s.phase_began = seconds()
     for row in range(begin, end):
         norm_rows(m, s.x + job.rows[row] * m.hidden_size, m.final_norm, &rows, row, <float *>scratch)
     for row in range(job.greedy_rows):
@@ -413,8 +455,8 @@ cdef void head_member(void *arg, int tid, int n) noexcept nogil:
         linear_run(m.lm_head, &rows, job.logits, vocab, NV_STORE, scratch + s.gemm_at, tid, n)
     else:
         head_run(m.lm_head, &rows, job.logits, vocab, job.greedy_rows, best, scratch + s.gemm_at, tid, n)
-    if job.greedy_rows > 0 or job.targets != NULL:
-        team_barrier(m.team)
+    if job.greedy_rows > 0 or job.targets != NULL or s.phase_s != NULL:
+        meet(s, PHASE_HEAD, tid)
     merge_best(job, job.greedy_rows * tid // n, job.greedy_rows * (tid + 1) // n, n)
     if job.targets == NULL:
         return
@@ -445,6 +487,7 @@ cdef class Decoder:
     cdef Team team
     cdef list keep
     cdef Py_ssize_t max_rows
+    cdef object phases
     cdef readonly Py_ssize_t vocab_size
     cdef readonly Py_ssize_t num_blocks
     cdef readonly object k_cache
@@ -672,6 +715,16 @@ cdef class Decoder:
                     raise ValueError(f"block {block_tables[i, row]} of sequence {i} is outside the cache of "
                                      f"{self.num_blocks}")
         return 0
+
+    def profile(self, enable=True):
+        """Begin (or end) booking each step's time by operator; returns the seconds booked before, by name."""
+        booked = {}
+        if self.phases is not None:
+            booked = dict(zip(PHASES, self.phases.tolist(), strict=True))
+        self.phases = np.zeros(NUM_PHASES) if enable else None
+        cdef double[::1] view = self.phases
+        self.s.phase_s = &view[0] if enable else NULL
+        return booked
 
     def hidden(self, Py_ssize_t num_rows):
         """A copy [num_rows, hidden_size] of the residual stream after the last layer, before the final norm."""
