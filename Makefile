@@ -4,6 +4,7 @@
 #   make build         wheel and sdist       make docs     docs/cli.md from the commands' help
 #   make bench         measurements          make clean    remove what was made
 #   make test-debug    the unit tests with every Cython check on
+#   make check-aarch64 the C kernels cross-compiled and run under qemu-user
 #   make sanitize      the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # PYTHON=python3.12 chooses the interpreter that .venv is made of.
 
@@ -20,7 +21,7 @@ DEV := $(VENV)/stamp-dev
 KERNEL_SOURCES := setup.py $(wildcard nanovllm/kernels/*.pyx nanovllm/kernels/*.pxd nanovllm/kernels/csrc/*)
 PYTHON_DIRS := setup.py nanovllm jobs tests benchmarks tools
 
-.PHONY: quickstart test test-debug build lint docs bench sanitize clean
+.PHONY: quickstart test test-debug build lint docs bench sanitize check-aarch64 clean
 .DELETE_ON_ERROR:
 
 quickstart: $(DEMO_MODEL)/config.json $(KERNELS)
@@ -119,3 +120,16 @@ sanitize: $(DEV)
 	$(call copy_tree,tsan)
 	cd build/tsan && CC=gcc NANOVLLM_SANITIZE=thread $(PY) setup.py --quiet build_ext --inplace
 	cd build/tsan && $(TSAN_RUN) $(PY) tests/sanitize/threads.py
+
+# ---- other machines ---------------------------------------------------------------------------------------------------
+
+CROSS := aarch64-linux-gnu-gcc
+CSRC := nanovllm/kernels/csrc
+
+check-aarch64:
+	@command -v $(CROSS) qemu-aarch64 > /dev/null || { echo \
+	  "needs Debian's gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user" >&2; exit 2; }
+	mkdir -p build
+	$(CROSS) -O3 -Wall -Wextra -Wno-psabi -fno-math-errno -ffp-contract=fast -static -I $(CSRC) -o build/check_aarch64 \
+	  tests/cross/check_kernels.c $(addprefix $(CSRC)/, level_scalar.c isa.c pack.c) -lm
+	qemu-aarch64 build/check_aarch64

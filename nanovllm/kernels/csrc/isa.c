@@ -27,6 +27,7 @@ static int amx_is_usable(void) {
 static int collect(const nv_kernels **levels, int for_tests) {
     int n = 0;
     levels[n++] = &nv_kernels_scalar;
+    (void)for_tests;
 #if defined(__x86_64__)
     __builtin_cpu_init(); /* also checks that the operating system saves the wide registers */
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return n;
