@@ -40,6 +40,11 @@ cdef extern from *:
     Py_ssize_t nv_fetch_add(Py_ssize_t *p) noexcept nogil
 
 
+cdef enum:
+    # Most rows of a step that every thread norms for itself: the norm of a row takes about as long as a barrier.
+    OWN_NORM_ROWS = 4
+
+
 # What the time of a step is booked under, when somebody asks. Waiting at the barrier after an operator is its own time.
 cdef enum:
     PHASE_EMBED
@@ -129,6 +134,8 @@ cdef struct step_t:
     double phase_began
     Py_ssize_t attention_at       # offsets of the parts in a thread's scratch
     Py_ssize_t gemm_at
+    Py_ssize_t own_rows_at        # normed rows of this thread alone, when there are few
+    Py_ssize_t own_scale_at
 
 
 cdef double seconds() noexcept nogil:
@@ -334,6 +341,27 @@ cdef void quantize_row(const model_t *m, float *x, Py_ssize_t n, int block, cons
     (<float *>to.scale)[row] = m.k.to_int8(x, <int8_t *>to.x + row * to.ldx, n, to.ldx, 1.0)
 
 
+cdef rows_t norm_input(step_t *s, const float *weight, Py_ssize_t begin, Py_ssize_t end, int tid) noexcept nogil:
+    """RMSNorm of the residual stream, ready for the next Linear to read when this returns.
+
+    A few rows are normed by every thread for itself, which costs less than waiting for each other.
+    """
+    cdef const model_t *m = s.m
+    cdef char *scratch = s.thread_scratch + tid * s.scratch_stride
+    cdef rows_t own = s.hidden_in
+    cdef Py_ssize_t row
+    if s.rows <= OWN_NORM_ROWS:
+        own.x = scratch + s.own_rows_at
+        own.scale = <float *>(scratch + s.own_scale_at)
+        for row in range(s.rows):
+            norm_rows(m, s.x + row * m.hidden_size, weight, &own, row, <float *>scratch)
+        return own
+    for row in range(begin, end):
+        norm_rows(m, s.x + row * m.hidden_size, weight, &own, row, <float *>scratch)
+    meet(s, PHASE_NORM, tid)
+    return own
+
+
 cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end, int tid, int n) noexcept nogil:
     """One transformer layer; rows [begin, end) are this thread's in the operators that go by rows."""
     cdef const model_t *m = s.m
@@ -341,10 +369,8 @@ cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_
     cdef Py_ssize_t qkv_width = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim, attn_width = m.num_heads * m.head_dim
     cdef char *scratch = s.thread_scratch + tid * s.scratch_stride
     cdef void *gemm_scratch = scratch + s.gemm_at
-    for row in range(begin, end):
-        norm_rows(m, s.x + row * hidden, layer.input_norm, &s.hidden_in, row, <float *>scratch)
-    meet(s, PHASE_NORM, tid)
-    linear_run(layer.qkv, &s.hidden_in, s.qkv, qkv_width, NV_STORE, gemm_scratch, tid, n)
+    cdef rows_t rows = norm_input(s, layer.input_norm, begin, end, tid)
+    linear_run(layer.qkv, &rows, s.qkv, qkv_width, NV_STORE, gemm_scratch, tid, n)
     meet(s, PHASE_QKV, tid)
     rotate_and_store(s, layer, begin, end, <uint16_t *>scratch)
     if tid == 0:
@@ -358,30 +384,28 @@ cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_
         meet(s, PHASE_ACTIVATION, tid)
     linear_run(layer.o, &s.attn_in, s.x, hidden, NV_ADD, gemm_scratch, tid, n)
     meet(s, PHASE_O, tid)
-    for row in range(begin, end):
-        norm_rows(m, s.x + row * hidden, layer.post_norm, &s.hidden_in, row, <float *>scratch)
-    meet(s, PHASE_NORM, tid)
-    run_mlp(s, layer, begin, end, gemm_scratch, tid, n)
+    rows = norm_input(s, layer.post_norm, begin, end, tid)
+    run_mlp(s, layer, &rows, begin, end, gemm_scratch, tid, n)
     meet(s, PHASE_DOWN, tid)
 
 
-cdef void run_mlp(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end, void *gemm_scratch, int tid,
-                  int n) noexcept nogil:
-    """down(silu(gate(x)) * up(x)), added to the residual stream."""
+cdef void run_mlp(step_t *s, const layer_t *layer, const rows_t *rows, Py_ssize_t begin, Py_ssize_t end,
+                  void *gemm_scratch, int tid, int n) noexcept nogil:
+    """down(silu(gate(rows)) * up(rows)), added to the residual stream."""
     cdef const model_t *m = s.m
     cdef Py_ssize_t inter = m.intermediate_size, row
     cdef float *x
     if m.kind == NV_BF16:
-        linear_run(layer.gate_up, &s.hidden_in, <void *>s.inter_in.x, s.inter_in.ldx, NV_SILU_MUL_BF16, gemm_scratch,
+        linear_run(layer.gate_up, rows, <void *>s.inter_in.x, s.inter_in.ldx, NV_SILU_MUL_BF16, gemm_scratch,
                    tid, n)
     elif m.kind == NV_BLAS_F32:
-        linear_run(layer.gate_up, &s.hidden_in, s.inter, 2 * inter, NV_STORE, gemm_scratch, tid, n)
+        linear_run(layer.gate_up, rows, s.inter, 2 * inter, NV_STORE, gemm_scratch, tid, n)
         meet(s, PHASE_GATE_UP, tid)
         for row in range(begin, end):
             x = s.inter + row * 2 * inter
             m.k.silu_mul(x, x + inter, x, inter)
     else:
-        linear_run(layer.gate_up, &s.hidden_in, s.inter, inter, NV_SILU_MUL, gemm_scratch, tid, n)
+        linear_run(layer.gate_up, rows, s.inter, inter, NV_SILU_MUL, gemm_scratch, tid, n)
     meet(s, PHASE_ACTIVATION if m.kind == NV_BLAS_F32 else PHASE_GATE_UP, tid)
     if m.kind == NV_INT8:
         for row in range(begin, end):
@@ -397,7 +421,7 @@ cdef void step_member(void *arg, int tid, int n) noexcept nogil:
     if tid == 0 and s.phase_s != NULL:
         s.phase_began = seconds()
     embed_rows(s, begin, end)
-    if s.phase_s != NULL:  # rows are their owner's until the first product, so nobody else has to wait here
+    if s.rows <= OWN_NORM_ROWS or s.phase_s != NULL:  # else rows are their owner's until the first product
         meet(s, PHASE_EMBED, tid)
     for i in range(s.m.num_layers):
         run_layer(s, &s.m.layers[i], begin, end, tid, n)
@@ -635,7 +659,9 @@ cdef class Decoder:
         self.s.attention_at = temp
         self.s.gemm_at = temp + (<Py_ssize_t>nv_attention_scratch(self.m.head_dim) * size + 63) // 64 * 64
         widest = max(nv_k_padded(self.m.kind, width) for width in (hidden, heads * dim, inter))
-        self.s.scratch_stride = self.s.gemm_at + (<Py_ssize_t>nv_gemm_scratch(widest) + 63) // 64 * 64
+        self.s.own_rows_at = self.s.gemm_at + (<Py_ssize_t>nv_gemm_scratch(widest) + 63) // 64 * 64
+        self.s.own_scale_at = self.s.own_rows_at + (OWN_NORM_ROWS * self.s.hidden_in.ldx * size + 63) // 64 * 64
+        self.s.scratch_stride = self.s.own_scale_at + 64
         self.s.thread_scratch = <char *>self._buffer(self.team.num_threads * self.s.scratch_stride, 1)
 
     def forward(self, const int32_t[::1] token_ids, const int32_t[::1] positions, const int64_t[::1] slot_mapping,
