@@ -88,6 +88,7 @@ EXTENSIONS = [
     extension("linear", "pack.c"),
     extension("decoder"),
     extension("ops"),
+    extension("sampling_step"),
     extension("sampling"),
     extension("sampler"),
     extension("ceilings"),

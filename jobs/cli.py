@@ -19,6 +19,10 @@ from jobs import exit_codes
 # command name -> (module, one line for the overview)
 COMMANDS = {
     "run": ("jobs.commands.run", "run a job file: prompts in, results out"),
+    "status": ("jobs.commands.status", "show where a run stands, from outside"),
+    "merge": ("jobs.commands.merge", "join the runs of a job's shards"),
+    "run-batch": ("jobs.commands.run_batch", "answer an OpenAI batch: its lines in, response lines out"),
+    "check": ("jobs.commands.check", "look at every row of a job file without generating"),
     "generate": ("jobs.commands.generate", "generate from one prompt"),
     "convert": ("jobs.commands.convert", "turn a GGUF file into a Hugging Face directory"),
     "fetch-demo": ("jobs.commands.fetch_demo", "get the small demo model"),
@@ -66,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
     except SystemExit as stop:  # argparse has said what there is to say
         return stop.code if isinstance(stop.code, int) else exit_codes.UNUSABLE_INPUT
+    except KeyboardInterrupt:
+        _say("nanovllm: interrupted")
+        return exit_codes.for_signal(signal.SIGINT)
     name = f"nanovllm {arguments.command}"
     try:
         code = arguments.main(arguments)

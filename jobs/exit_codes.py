@@ -4,6 +4,9 @@ OK = 0
 INTERNAL_FAILURE = 1
 UNUSABLE_INPUT = 2
 TOO_MANY_ERRORS = 3
+GATE_FAILED = 4
+DEADLINE = 5
+LOCKED = 6
 
 
 def for_signal(signum: int) -> int:

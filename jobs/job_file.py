@@ -14,9 +14,11 @@ from typing import Any
 from jobs import yaml_text
 from jobs.paths import STDIN, expand_output, expand_variables, find_inputs
 from jobs.settings import Document, Section, hint, parse_flag_value
+from jobs.sharding import Shard, parse_shard
 from nanovllm import ConfigError
 
 OVERLONG_POLICIES = ("error", "truncate_left", "truncate_right", "truncate_middle", "skip")
+INPUT_FORMATS = ("auto", "openai_batch")
 PROGRESS_MODES = ("auto", "bar", "plain", "json", "none")
 
 _LARGEST_JOB_FILE_BYTES = 16 << 20
@@ -39,10 +41,18 @@ class PromptSettings:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many error rows a run may have and still be good; the larger of the two counts."""
+    """How many error rows a run may have and still be good (the larger of the two counts), and how long it may take.
+
+    Attributes:
+        max_errors, max_error_rate: most error rows, and as a share of all rows.
+        deadline: seconds from the start of the command until it ends with what is done; None is no limit.
+        stop_early: whether to end as soon as no rest of the rows can keep the run within its limits.
+    """
 
     max_errors: int = 0
     max_error_rate: float = 0.0
+    deadline: float | None = None
+    stop_early: bool = False
 
     def allow(self, num_errors: int, num_rows: int) -> bool:
         """Whether a run of `num_rows` rows with `num_errors` error rows is good."""
@@ -68,7 +78,10 @@ class Job:
         inputs: files in order; `-` is standard input.
         sampling: keys of `SamplingParams` that the job sets.
         engine: keyword arguments of `LLM`.
+        input_format: "openai_batch", or "auto" to see by each file's first row.
+        served_model_name: names that calls of an OpenAI batch may use for the model; empty allows every name.
         limit: read only so many rows; None is all.
+        shard: do only this part of the rows; None is all.
     """
 
     name: str
@@ -82,7 +95,10 @@ class Job:
     engine: dict[str, Any] = dataclasses.field(default_factory=dict)
     on_overlong: str = "error"
     limits: Limits = Limits()
+    input_format: str = "auto"
+    served_model_name: tuple[str, ...] = ()
     limit: int | None = None
+    shard: Shard | None = None
     restart: bool = False
     progress: str = "auto"
 
@@ -91,6 +107,7 @@ class Job:
         values = dataclasses.asdict(self)
         for key in ("path", "model_folder", "output"):
             values[key] = str(values[key])
+        values["shard"] = None if self.shard is None else str(self.shard)
         values["input"] = list(values.pop("inputs"))
         return values
 
@@ -105,6 +122,18 @@ def load_job(path: Path, overrides: list[Override] | None = None, today: datetim
     for override in overrides or ():
         document.override(override.path, override.value, override.flag)
     return _read_job(document, path, today or datetime.date.today())
+
+
+def job_from_flags(path: Path, overrides: list[Override]) -> Job:
+    """Make a job that is written on the command line alone; `path` stands for its file, which need not exist.
+
+    Raises:
+        ConfigError: names flag, value and cure.
+    """
+    document = Document(str(path), {}, {})
+    for override in overrides:
+        document.override(override.path, override.value, override.flag)
+    return _read_job(document, path, datetime.date.today())
 
 
 def parse_set(text: str) -> Override:
@@ -145,6 +174,7 @@ def _read_job(document: Document, path: Path, today: datetime.date) -> Job:
     folder = path.resolve().parent
     name = root.text("name", path.stem)
     prompt = _read_prompt(root.section("prompt"), root.has("prompt"))
+    shard = _read_shard(root)
     model_folder = Path.cwd() if root.is_from_flag("model") else folder
     job = Job(
         name=name,
@@ -152,13 +182,16 @@ def _read_job(document: Document, path: Path, today: datetime.date) -> Job:
         model=expand_variables(_required(root, "model"), root.place("model")),
         model_folder=model_folder,
         inputs=tuple(_read_inputs(root, folder)),
-        output=_read_output(root, folder, name, today),
+        output=_read_output(root, folder, name, today, shard),
         prompt=prompt,
         sampling=_read_sampling(root.section("sampling")),
         engine=_read_engine(root.section("engine")),
-        on_overlong=_read_overlong(root, prompt),
+        on_overlong=root.choice("on_overlong", OVERLONG_POLICIES, "error"),
         limits=_read_limits(root.section("limits")),
+        input_format=root.choice("input_format", INPUT_FORMATS, "auto"),
+        served_model_name=tuple(root.texts("served_model_name")),
         limit=root.count("limit", low=1),
+        shard=shard,
         restart=root.flag("restart", False),
         progress=root.choice("progress", PROGRESS_MODES, "auto"),
     )
@@ -195,10 +228,23 @@ def _read_inputs(root: Section, folder: Path) -> list[str]:
     return files
 
 
-def _read_output(root: Section, folder: Path, name: str, today: datetime.date) -> Path:
+def _read_output(root: Section, folder: Path, name: str, today: datetime.date, shard: Shard | None) -> Path:
     text = root.text("output", "runs/{name}")
-    start = Path.cwd() if root.is_from_flag("output") else folder
-    return start / Path(expand_output(text, name, today, root.place("output"))).expanduser()
+    is_from_flag = root.is_from_flag("output")
+    start = Path.cwd() if is_from_flag else folder
+    path = start / Path(expand_output(text, name, today, root.place("output"))).expanduser()
+    if shard is None or is_from_flag:
+        return path
+    # the parts of one job file share its text and must not share a directory
+    return path.with_name(f"{path.name}-{shard.index}-of-{shard.count}")
+
+
+def _read_shard(root: Section) -> Shard | None:
+    text = root.text("shard")
+    shard = None if text is None else parse_shard(text)
+    if text is not None and shard is None:
+        raise root.refusal("shard", text, "I/N, such as 0/4: part I of N")
+    return shard
 
 
 def _read_sampling(section: Section) -> dict[str, Any]:
@@ -239,19 +285,12 @@ def _read_engine(section: Section) -> dict[str, Any]:
     return values
 
 
-def _read_overlong(root: Section, prompt: PromptSettings) -> str:
-    policy = root.choice("on_overlong", OVERLONG_POLICIES, "error")
-    if policy.startswith("truncate") and prompt.chat:
-        raise ConfigError(
-            f"{root.place('on_overlong')}: {policy} is served for raw prompts only, since cutting a rendered chat "
-            "could remove its frame: use error or skip, or prompt.chat: false"
-        )
-    return policy
-
-
 def _read_limits(section: Section) -> Limits:
-    section.not_served("deadline", "a deadline is")
-    section.not_served("stop_early", "stopping early is")
-    limits = Limits(section.count("max_errors", 0), section.rate("max_error_rate", 0.0))
+    limits = Limits(
+        section.count("max_errors", 0),
+        section.rate("max_error_rate", 0.0),
+        section.duration("deadline"),
+        section.flag("stop_early", False),
+    )
     section.finish()
     return limits

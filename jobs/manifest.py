@@ -1,6 +1,7 @@
 """`manifest.json`: what was run, on what, and what came of it.
 
-Written when generation begins and again at the end, whatever the end was.
+Written when generation begins and again at the end, whatever the end was. Times, speeds and cached tokens stand here
+and never in a row: they differ between two processes that do the same work.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Manifest:
             "started": _now(),
             "ended": None,
             "resumes": 0,
+            "resumed": None,
+            "facts": None,
         }
         self.set_counts(Tally(), load_s=0.0, generate_s=0.0)
 
@@ -60,12 +63,23 @@ class Manifest:
         self._values.update({key: facts[key] for key in _FACTS})
         self._values["sampling"] = _with_origins(effective, llm.default_sampling_params(), job.sampling)
 
+    def set_facts(self, facts: dict[str, str] | None) -> None:
+        """Record what tells, before a model is loaded, that nothing has changed."""
+        self._values["facts"] = facts
+
+    def continue_from(self, earlier: dict[str, Any] | None) -> None:
+        """Count this process as a resume of the one that wrote the manifest `earlier`."""
+        earlier = earlier or {}
+        resumes = earlier.get("resumes")
+        self._values["resumes"] = 1 + (resumes if isinstance(resumes, int) else 0)
+        self._values["started"] = earlier.get("started") or self._values["started"]
+
     def set_inputs(self, facts: list[dict]) -> None:
         """Record the input files."""
         self._values["input"] = facts
 
     def set_counts(self, tally: Tally, load_s: float, generate_s: float) -> None:
-        """Record what was done and how long it took."""
+        """Record what was done, and how long this process took for its part of it."""
         self._values["counts"] = {
             "rows": tally.rows,
             "ok": tally.ok,
@@ -73,13 +87,15 @@ class Manifest:
             "skipped": tally.skipped,
             "lines": tally.lines,
         }
+        self._values["retryable_errors"] = tally.retryable
+        self._values["resumed"] = None if tally.resumed is None else tally.resumed.as_json()
         self._values["errors_by_code"] = dict(sorted(tally.errors_by_code.items()))
         self._values["tokens"] = {
             "prompt": tally.prompt_tokens,
             "completion": tally.completion_tokens,
             "cached": tally.cached_tokens,
         }
-        rate = tally.completion_tokens / generate_s if generate_s > 0 else 0.0
+        rate = tally.new_completion_tokens / generate_s if generate_s > 0 else 0.0
         self._values["tokens_per_s"] = round(rate, 3)
         self._values["seconds"] = {"load": round(load_s, 3), "generate": round(generate_s, 3)}
 
@@ -87,7 +103,7 @@ class Manifest:
         """Write the file, all or nothing.
 
         Args:
-            status: running, finished, interrupted or failed.
+            status: running, finished, interrupted, deadline, too_many_errors or failed.
             exit_code: the command's exit code, None while it runs.
             error: one sentence, for a run that failed.
         """

@@ -27,6 +27,7 @@ class Snapshot:
         running: sequences in the engine's batch; `waiting` ones are admitted but not in it.
         completion_tokens: tokens generated so far, unfinished rows included.
         seconds: since generation began.
+        kept: rows among the done ones whose result an earlier process left.
     """
 
     rows: int
@@ -36,11 +37,20 @@ class Snapshot:
     waiting: int
     completion_tokens: int
     seconds: float
+    kept: int = 0
 
     @property
     def tokens_per_s(self) -> float:
         """Generated tokens for each second so far."""
         return self.completion_tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the end if the rest goes like what was done; None while that cannot be told."""
+        done = self.rows - self.kept
+        if self.total is None or done <= 0 or self.seconds <= 0:
+            return None
+        return max(self.total - self.rows, 0) * self.seconds / done
 
 
 class Display(Protocol):

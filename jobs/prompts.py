@@ -18,7 +18,19 @@ from jobs.job_file import PromptSettings
 from nanovllm import ConfigError, NanovllmError, RequestError
 
 PROMPT_COLUMNS = ("prompt", "prompt_token_ids", "messages")
-_BATCH_COLUMNS = ("custom_id", "url", "body")
+
+
+@dataclass(slots=True)
+class Chat:
+    """A conversation before it is rendered.
+
+    Attributes:
+        messages: dicts with role and content.
+        options: keyword arguments of `Tokenizer.encode_chat`.
+    """
+
+    messages: list[Any]
+    options: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -27,11 +39,16 @@ class Prompt:
 
     Attributes:
         value: text, or {"prompt_token_ids": ids}, as `nanovllm.Request` takes it.
-        is_chat: whether it is a rendered chat, whose frame must stay whole.
+        chat: the conversation that it was rendered from, whose frame must stay whole; None for a raw prompt.
     """
 
     value: Any
-    is_chat: bool = False
+    chat: Chat | None = None
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is a rendered chat."""
+        return self.chat is not None
 
 
 class PromptTemplate:
@@ -81,6 +98,9 @@ class PromptTemplate:
 class PromptBuilder:
     """Makes prompts as a job asks for them.
 
+    Attributes:
+        has_template: whether rows are plain columns for the job's template, whatever they are called.
+
     Raises:
         ConfigError: the job's template is not valid Jinja.
     """
@@ -88,6 +108,7 @@ class PromptBuilder:
     def __init__(self, settings: PromptSettings):
         self._settings = settings
         self._template = None if settings.template is None else PromptTemplate(settings.template)
+        self.has_template = self._template is not None
         self._tokenizer: Any = None
 
     def use_tokenizer(self, tokenizer: Any) -> None:
@@ -112,8 +133,6 @@ class PromptBuilder:
         """
         if self._template is not None:
             return self._frame(self._template.render(columns))
-        if all(column in columns for column in _BATCH_COLUMNS):
-            raise RequestError("unsupported_row", "OpenAI-Batch lines are not served by this version")
         given = [column for column in PROMPT_COLUMNS if columns.get(column) is not None]
         if not given:
             raise RequestError("no_prompt", _no_prompt(columns))
@@ -122,7 +141,10 @@ class PromptBuilder:
         if given == ["messages"]:
             refuse_lone_surrogates(columns["messages"], "messages")
             refuse_lone_surrogates(columns.get("tools"), "tools")
-            return self._chat(columns["messages"], columns.get("tools"))
+            if not isinstance(columns["messages"], list):
+                found = _kind(columns["messages"])
+                raise RequestError("invalid_prompt", f"the column 'messages' must be a list, found {found}")
+            return self.chat(columns["messages"], {"tools": columns.get("tools")})
         if given == ["prompt_token_ids"]:
             return Prompt({"prompt_token_ids": _token_ids(columns["prompt_token_ids"])})
         prompt = columns["prompt"]
@@ -137,18 +159,28 @@ class PromptBuilder:
         messages = [{"role": "user", "content": text}]
         if self._settings.system is not None:
             messages.insert(0, {"role": "system", "content": self._settings.system})
-        return self._chat(messages, None)
+        return self.chat(messages, {})
 
-    def _chat(self, messages: Any, tools: Any) -> Prompt:
-        if not isinstance(messages, list):
-            raise RequestError("invalid_prompt", f"the column 'messages' must be a list, found {_kind(messages)}")
+    def chat(self, messages: list[Any], options: dict[str, Any]) -> Prompt:
+        """Make the prompt of a conversation.
+
+        Args:
+            messages: dicts with role and content.
+            options: keyword arguments of `Tokenizer.encode_chat`.
+
+        Raises:
+            RequestError: the chat template refuses the conversation.
+        """
+        options = {"add_generation_prompt": True, **options}
         try:
-            _, ids = self._tokenizer.encode_chat(messages, tools=tools, add_generation_prompt=True)
+            _, ids = self._tokenizer.encode_chat(messages, **options)
         except RequestError:
             raise
         except NanovllmError as error:  # no chat template, or a broken one: only rows with messages meet it
             raise RequestError("template_error", str(error)) from None
-        return Prompt({"prompt_token_ids": ids}, is_chat=True)
+        except RecursionError:
+            raise RequestError("template_error", "the chat template is nested too deeply") from None
+        return Prompt({"prompt_token_ids": ids}, Chat(messages, options))
 
 
 def refuse_lone_surrogates(value: Any, column: str) -> None:

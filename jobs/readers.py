@@ -30,12 +30,14 @@ class RawRow:
         line: physical line where it begins, from 1.
         value: what was read; with a problem, what could be read nevertheless, or None.
         problem: why the row cannot be used, as the end of a sentence that begins with the place.
+        is_batch: whether its file is an OpenAI batch.
     """
 
     source: str
     line: int
     value: Any
     problem: str | None = None
+    is_batch: bool = False
 
     def place(self) -> str:
         """Name the row for people."""

@@ -1,7 +1,7 @@
 """Turn raw rows into requests of a job: id, prompt, sampling.
 
-Owns what a row may say about itself. A row that is wrong gets an error and keeps its place; nothing here raises for a
-row's sake.
+Owns what a row may say about itself, be it columns or a line of an OpenAI batch. A row that is wrong gets an error and
+keeps its place; nothing here raises for a row's sake.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.job_file import Job
+from jobs.openai_batch.calls import Call, CallReader, is_batch_line
+from jobs.openai_batch.errors import CallRefused
 from jobs.prompts import Prompt, PromptBuilder, refuse_lone_surrogates
 from jobs.readers import RawRow
 from jobs.row_ids import RowIds
@@ -28,6 +31,7 @@ class Row:
         sampling: the row's overrides.
         error: why the row cannot be done, or None.
         num_cut_tokens: prompt tokens that `on_overlong` removed.
+        call: what an OpenAI-Batch line asks for; None for a row of columns.
     """
 
     index: int
@@ -38,27 +42,43 @@ class Row:
     sampling: dict[str, Any] | None = None
     error: RequestError | None = None
     num_cut_tokens: int = 0
+    call: Call | None = None
 
 
 class RowParser:
-    """Parses the rows of one job in order, and remembers their ids."""
+    """Parses the rows of one job in order, and remembers their ids.
 
-    def __init__(self, prompts: PromptBuilder):
+    Args:
+        prompts: makes the prompts.
+        calls: reads OpenAI-Batch lines.
+    """
+
+    def __init__(self, prompts: PromptBuilder, calls: CallReader | None = None):
         self._prompts = prompts
+        self._calls = calls or CallReader()
         self._ids = RowIds()
 
     def parse(self, index: int, raw: RawRow) -> Row:
         """Make a row of a raw row; what is wrong with it is its `error`."""
         columns = raw.value if isinstance(raw.value, dict) else None
         row = Row(index, str(index), None if raw.problem else columns, raw.place())
+        if not self._prompts.has_template and (raw.is_batch or is_batch_line(columns)):
+            row.call = self._calls.begin(columns or {})
         try:
-            self._claim_id(row, columns or {}, raw)
+            if row.call is None:
+                self._claim_id(row, columns or {}, raw)
+            else:
+                self._claim_custom_id(row, columns or {}, raw)
             if raw.problem is not None:
                 raise RequestError("invalid_row", f"{raw.place()} {raw.problem}")
             if columns is None:
                 raise RequestError("invalid_row", f"{raw.place()} is not an object with columns")
             row.sampling = _sampling(columns.get("sampling"))
-            row.prompt = self._prompts.build(columns)
+            if row.call is None:
+                row.prompt = self._prompts.build(columns)
+            else:
+                row.prompt, sampling = self._calls.read(row.call, columns, self._prompts)
+                row.sampling = {**(row.sampling or {}), **sampling}
         except RequestError as error:
             row.error = _with_place(error, row.place)
         return row
@@ -76,9 +96,38 @@ class RowParser:
         if first is not None:
             raise RequestError("duplicate_id", f"the id {row.id!r} was used before, at {first}")
 
+    def _claim_custom_id(self, row: Row, columns: dict[str, Any], raw: RawRow) -> None:
+        given = columns.get("custom_id")
+        if not isinstance(given, str) or not given:
+            # The row's index stays its name in messages, and is not claimed: another line may be called so.
+            if raw.problem is None and isinstance(raw.value, dict):
+                raise RequestError("invalid_custom_id", "'custom_id' must be text, and not empty")
+            return
+        row.id = given
+        first = self._ids.claim(given, raw.source, raw.line)
+        if first is not None:
+            raise RequestError("duplicate_id", f"the custom_id {given!r} was used before, at {first}")
 
-def row_sampling(base: Any, overrides: dict[str, Any] | None) -> Any:
-    """Put a row's overrides over the job's sampling parameters.
+
+def row_parser(job: Job, prompts: PromptBuilder) -> RowParser:
+    """Make the parser of a job's rows."""
+    return RowParser(prompts, CallReader(job.model, job.sampling, job.served_model_name))
+
+
+def sampling_of(row: Row, base: Any) -> Any:
+    """Give a row's sampling parameters over the job's.
+
+    Raises:
+        RequestError: `invalid_sampling`, naming the key.
+    """
+    try:
+        return row_sampling(base, row.sampling, "the column 'sampling'" if row.call is None else "body")
+    except RequestError as error:
+        raise _with_place(error, row.place) from None
+
+
+def row_sampling(base: Any, overrides: dict[str, Any] | None, place: str = "the column 'sampling'") -> Any:
+    """Put overrides over the job's sampling parameters; `place` says in messages where they stand.
 
     Raises:
         RequestError: `invalid_sampling`, naming the key.
@@ -91,7 +140,7 @@ def row_sampling(base: Any, overrides: dict[str, Any] | None) -> Any:
         return SamplingParams.from_dict(overrides, base=base)
     except ConfigError as error:
         reason = str(error).removeprefix("sampling: ")
-        raise RequestError("invalid_sampling", f"the column 'sampling': {reason}") from None
+        raise RequestError("invalid_sampling", f"{place}: {reason}") from None
 
 
 def _sampling(value: Any) -> dict[str, Any] | None:
@@ -105,4 +154,6 @@ def _sampling(value: Any) -> dict[str, Any] | None:
 
 def _with_place(error: RequestError, place: str) -> RequestError:
     message = error.message if error.message.startswith(place) else f"{place}: {error.message}"
+    if isinstance(error, CallRefused):
+        return CallRefused(error.code, message, error.param, error.retryable)
     return RequestError(error.code, message, error.retryable)

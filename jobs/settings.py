@@ -13,6 +13,9 @@ from jobs import yaml_text
 from jobs.names import suggest
 from nanovllm import ConfigError
 
+_UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "min": 60, "s": 1}
+_LONGEST_DURATION = 366 * 86400
+
 
 class Document:
     """A parsed job file with what the command line put over it.
@@ -118,6 +121,16 @@ class Section:
             raise self.refusal(key, value, "a number from 0 to 1")
         return float(value)
 
+    def duration(self, key: str) -> float | None:
+        """Read a length of time in seconds: a number, or a text such as 2h, 90m or 1h30m."""
+        value = self.value(key)
+        if value is None:
+            return None
+        seconds = _seconds(value)
+        if seconds is None or not 0 < seconds < _LONGEST_DURATION:
+            raise self.refusal(key, value, "a time such as 45s, 30m, 2h or 1h30m")
+        return seconds
+
     def choice(self, key: str, options: Sequence[str], default: str) -> str:
         """Read one of a few words."""
         value = self.text(key, default)
@@ -188,6 +201,17 @@ def hint(value: Any) -> str:
     if re.fullmatch(r"[-+]?[0-9][0-9_]*", value):
         return ": write the number with neither quotes nor underscores"
     return ""
+
+
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    if not isinstance(value, str) or not re.fullmatch(r"(\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*(d|h|m|s|min))+\s*", value):
+        return None
+    pairs = re.findall(r"([0-9.]+)\s*(d|h|min|m|s)", value)
+    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in pairs)
 
 
 def _show(value: Any) -> str:

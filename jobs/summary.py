@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from jobs.job_file import Job
 from jobs.run_directory import RunDirectory
-from jobs.tally import Tally
+from jobs.tally import Resumed, Tally
 
 _MAX_CODES = 8
 
 
 def summarize(job: Job, directory: RunDirectory, tally: Tally, load_s: float, generate_s: float) -> str:
     """Say what a finished run did, what went wrong by code, and where the results are."""
-    rate = tally.completion_tokens / generate_s if generate_s > 0 else 0.0
+    rate = tally.new_completion_tokens / generate_s if generate_s > 0 else 0.0
     lines = [
         f"{job.name}: {tally.rows} rows: {tally.ok} ok, {tally.errors} errors, {tally.skipped} skipped",
         f"tokens:  {tally.prompt_tokens} prompt ({tally.cached_tokens} cached), {tally.completion_tokens} completion, "
@@ -19,9 +19,20 @@ def summarize(job: Job, directory: RunDirectory, tally: Tally, load_s: float, ge
         f"time:    {generate_s:.1f} s generating, {load_s:.1f} s loading",
         f"results: {directory.results} ({tally.lines} lines)",
     ]
+    if tally.resumed is not None:
+        lines.insert(1, f"resumed: {_resumed(tally.resumed)}")
     if tally.errors:
         lines.insert(1, f"errors:  {_by_code(tally)}")
     return "\n".join(lines)
+
+
+def _resumed(resumed: Resumed) -> str:
+    words = [f"{resumed.kept} rows kept"]
+    words += [f"{number} done again (changed: {part})" for part, number in resumed.changed.most_common(_MAX_CODES)]
+    words.append(f"{resumed.new} new")
+    if resumed.dropped:
+        words.append(f"{resumed.dropped} dropped")
+    return ", ".join(words)
 
 
 def _by_code(tally: Tally) -> str:

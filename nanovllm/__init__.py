@@ -16,6 +16,9 @@ _HOME = {
     "Request": "nanovllm.outputs",
     "RequestOutput": "nanovllm.outputs",
     "CompletionOutput": "nanovllm.outputs",
+    "Logprob": "nanovllm.outputs",
+    "ScoreOutput": "nanovllm.outputs",
+    "PerplexityOutput": "nanovllm.outputs",
     "Tokenizer": "nanovllm.tokenizer",
     "NanovllmError": "nanovllm.errors",
     "UsageError": "nanovllm.errors",
@@ -30,7 +33,9 @@ _HOME = {
     "resolve_model": "nanovllm.checkpoint.hub",
     "machine_info": "nanovllm.info",
     "model_info": "nanovllm.info",
+    "plan_model": "nanovllm.plan",
     "bench_model": "nanovllm.bench",
+    "check_invariance": "nanovllm.invariance",
 }
 
 __all__ = ["__version__", *_HOME]

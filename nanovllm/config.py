@@ -55,6 +55,7 @@ class EngineConfig:
         max_model_len: longest prompt plus completion; "auto" is what the model and the KV memory allow.
         kv_cache_memory: bytes or "2GiB"; "auto" is a share of the memory that is free once the weights are loaded.
         enable_prefix_caching: share the KV blocks of equal prompt beginnings.
+        reorder: let waiting requests overtake others, within bounds, to run beside those with the same beginning.
         seed: seeds the requests that bring no seed of their own (together with their key).
         generation_config: "auto" takes sampling defaults from generation_config.json, "none" ignores them.
         chat_template: name of a named template, a file, or the template's text; None is the checkpoint's.
@@ -71,6 +72,7 @@ class EngineConfig:
     max_model_len: int | str = "auto"
     kv_cache_memory: int | str = "auto"
     enable_prefix_caching: bool = True
+    reorder: bool = True
     seed: int = 0
     generation_config: str = "auto"
     chat_template: str | None = None
@@ -94,8 +96,9 @@ class EngineConfig:
             object.__setattr__(self, "kv_cache_memory", "auto")
         elif self.kv_cache_memory != "auto":
             object.__setattr__(self, "kv_cache_memory", parse_size(self.kv_cache_memory, "kv_cache_memory"))
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise ConfigError(f"enable_prefix_caching: expected true or false, found {self.enable_prefix_caching!r}")
+        for key in ("enable_prefix_caching", "reorder"):
+            if not isinstance(getattr(self, key), bool):
+                raise ConfigError(f"{key}: expected true or false, found {getattr(self, key)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**64:
             raise ConfigError(f"seed: expected a whole number of at most 64 bits, found {self.seed!r}")
         if self.generation_config not in ("auto", "none"):

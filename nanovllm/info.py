@@ -111,6 +111,7 @@ def engine_facts(llm: Any) -> dict[str, Any]:
             "max_num_batched_tokens": limits.max_num_batched_tokens,
             "kv_cache_bytes": limits.kv_cache_bytes,
             "enable_prefix_caching": llm.config.enable_prefix_caching,
+            "reorder": llm.config.reorder,
             "seed": llm.config.seed,
             "generation_config": llm.config.generation_config,
         },

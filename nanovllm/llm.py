@@ -8,40 +8,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from nanovllm.beam import BeamSettings, beam_search
 from nanovllm.checkpoint.hub import resolve_model
-from nanovllm.completion import CompletionText
 from nanovllm.config import EngineConfig
+from nanovllm.dispatcher import Dispatcher
 from nanovllm.engine.llm_engine import load_engine
-from nanovllm.engine.sequence import Sequence
 from nanovllm.errors import ConfigError, RequestError
-from nanovllm.outputs import CompletionOutput, Request, RequestOutput
+from nanovllm.in_flight import failure_of
+from nanovllm.outputs import PerplexityOutput, Request, RequestOutput, ScoreOutput
+from nanovllm.progress import progress
 from nanovllm.prompts import as_conversations, as_prompt_list, per_prompt, read_prompt
-from nanovllm.sampling_params import SamplingParams, derive_seed
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.scoring import score_pairs, text_perplexities
+from nanovllm.token_rules import RuleMaker
 from nanovllm.tokenizer import Tokenizer
-
-# Requests taken in ahead of the running ones, so that the scheduler always finds work; bounds memory for huge inputs.
-WINDOW_STEPS = 4
-
-_END = object()  # of an iterator of requests
-
-
-@dataclass(slots=True, eq=False)
-class _State:
-    """A request in flight."""
-
-    request: Request
-    prompt: str | None
-    prompt_token_ids: list[int]
-    params: SamplingParams
-    inbox: deque  # of the iterator that waits for it
-    seqs: list[Sequence] = field(default_factory=list)
-    texts: list[CompletionText] = field(default_factory=list)
-    num_open: int = 0
 
 
 class LLM:
@@ -63,9 +47,11 @@ class LLM:
             self.model_dir if tokenizer is None else resolve_model(tokenizer), self.config.chat_template
         )
         self._defaults: SamplingParams | None = None
-        self._num_unnamed = 0
         self.engine, self.model_identity = load_engine(self.model_dir, self.config, load_progress)
-        self._states: dict[Sequence, tuple[_State, int]] = {}
+        self._rules = RuleMaker(self.tokenizer, self.engine.spec.vocab_size)
+        self.dispatcher = Dispatcher(
+            self.engine, self.tokenizer, self._rules, self.default_sampling_params, self.config.seed
+        )
         self.default_sampling_params()  # so that an impossible default is said now and not at the first prompt
 
     @property
@@ -149,20 +135,32 @@ class LLM:
 
     def _collect(self, requests: Iterable[Request], total: int, use_tqdm: bool) -> list[RequestOutput]:
         results: list[Any] = [None] * total
-        bar = _progress_bar(total) if use_tqdm else None
-        try:
+        with progress(total, use_tqdm) as done:
             for output in self.generate_iter(requests):
                 results[output.data] = output
                 output.data = None
-                if bar is not None:
-                    bar.update()
-        finally:
-            if bar is not None:
-                bar.close()
+                done()
         return results
 
-    def generate_iter(self, requests: Iterable[Request], window: int | None = None) -> Iterator[RequestOutput]:
+    def generate_iter(self, requests: Iterable[Request | None], window: int | None = None) -> Iterator[RequestOutput]:
         """Serve requests as they come and yield each result as it finishes, in any order.
+
+        Requests may be added while others run: the source is asked again after every step, and None says that it has
+        nothing at the moment. While nothing is in flight it is asked without a pause, so it may block then.
+
+            todo = [Request("Once upon a time", params, "1")]
+
+            def source():
+                while len(served) < 3:
+                    yield todo.pop() if todo else None
+
+            served = []
+            for output in llm.generate_iter(source()):
+                served.append(output)
+                todo.append(Request(output.prompt + output.outputs[0].text, params, f"{len(served) + 1}"))
+
+        Closing the iterator ends all of its requests, `cancel` a single one. Equal requests that are in flight
+        together, greedy or with the same seed of their own, are computed once, and each gets the result.
 
         Args:
             requests: pulled lazily, at most `window` ahead of the results; a prompt may also be a `RequestError`,
@@ -172,31 +170,70 @@ class LLM:
         Yields:
             RequestOutput; `request_id` and `data` are those of the request.
         """
-        if window is None:
-            window = WINDOW_STEPS * self.engine.limits.max_num_seqs
-        if window < 1:
+        if window is not None and window < 1:
             raise ConfigError(f"window: expected at least 1 request in flight, found {window}")
-        source, inbox, in_flight, exhausted = iter(requests), deque(), set(), False
-        try:
-            while True:
-                while not exhausted and len(in_flight) < window:
-                    request = next(source, _END)
-                    if request is _END:
-                        exhausted = True
-                    elif isinstance(state := self._start(request, inbox), RequestOutput):
-                        yield state
-                    else:
-                        in_flight.add(state)
-                while inbox:
-                    state = inbox.popleft()
-                    in_flight.discard(state)
-                    yield self._output(state)
-                if not in_flight and exhausted:
-                    return
-                self._step()
-        finally:
-            for state in in_flight:
-                self._drop(state)
+        yield from self.dispatcher.serve(requests, window)
+
+    def cancel(self, request_id: str) -> int:
+        """End the requests in flight that have this id; returns how many there were.
+
+        Each comes out of its iterator with finish_reason "abort" and what it has so far.
+        """
+        return self.dispatcher.cancel(request_id)
+
+    def score(self, prompts, continuations, use_tqdm: bool = True) -> list[list[ScoreOutput]]:
+        """Return how likely continuations are after prompts; no penalty, filter or temperature is ever applied.
+
+        The continuations of a prompt share its keys and values, and all pairs run in common batches.
+
+        Args:
+            prompts: one prompt or a list, in the forms of `generate`. An empty one stands for BOS (EOS without BOS).
+            continuations: for each prompt a list of texts or lists of token ids; for a single prompt that list alone.
+            use_tqdm: show a progress bar on stderr.
+
+        Returns:
+            For each prompt the scores of its continuations. A pair that cannot be scored has `error` set. Two texts
+            are encoded as one and cut at the number of tokens of the prompt alone, whose trailing blanks count as
+            the continuation's: lm-eval's rule. Where a token spans the cut and nothing is left of the continuation,
+            the cut is before that token.
+        """
+        return score_pairs(self, prompts, continuations, use_tqdm)
+
+    def perplexity(self, texts, *, score_first: bool = True, use_tqdm: bool = True) -> list[PerplexityOutput]:
+        """Return how well the model predicts texts of any length, every token scored exactly once.
+
+        A text longer than max_model_len rolls: each window scores the tokens after the ones before, the last with
+        as much context as fits (lm-eval's windows).
+
+        Args:
+            texts: one text or a list: str or token ids.
+            score_first: score the first token too, after BOS (EOS without BOS); else it is only context.
+            use_tqdm: show a progress bar on stderr.
+        """
+        return text_perplexities(self, texts, score_first, use_tqdm)
+
+    def beam_search(
+        self, prompts, width: int = 4, max_tokens: int = 16, length_penalty: float = 1.0,
+        early_stopping: bool = False, *, ignore_eos: bool = False, use_tqdm: bool = True,
+    ) -> list[RequestOutput]:  # fmt: skip
+        """Return for each prompt the `width` best completions that a beam of that width finds, the best first.
+
+        A completion's score is its cumulative_logprob divided by its number of tokens (the one that ended it
+        included) to the power of length_penalty; sampling settings are not applied.
+
+        Args:
+            prompts: as in `generate`.
+            width: beams of each prompt, at most 500.
+            max_tokens: most tokens of a completion.
+            length_penalty: above 0 favours long completions, below 0 short ones.
+            early_stopping: end as soon as `width` completions have ended; else only when no running beam has a
+                better score than the worst of them.
+            ignore_eos: go on past the model's end-of-sequence ids.
+            use_tqdm: show a progress bar on stderr.
+        """
+        stop_ids = frozenset() if ignore_eos else frozenset(self.engine.spec.eos_token_ids)
+        settings = BeamSettings(width, max_tokens, length_penalty, early_stopping, stop_ids)
+        return beam_search(self, prompts, settings, use_tqdm)
 
     def generate_stream(self, prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
         """Yield the text of one completion in pieces, as soon as each is certain.
@@ -204,21 +241,22 @@ class LLM:
         Raises:
             RequestError: the prompt cannot be served.
         """
-        state = self._start(Request(prompt, sampling_params, "0"), deque())
+        state = self.dispatcher.start(Request(prompt, sampling_params, "0"), deque(), shares=False)
         if isinstance(state, RequestOutput):
             raise state.error
+        work = state.work
         try:
-            while state.num_open:
-                self._step()
-                if piece := state.texts[0].take_new():
+            while work.num_open:
+                self.dispatcher.step()
+                if piece := work.texts[0].take_new():
                     yield piece
             # Between two pieces another iterator's steps may have ended this completion.
-            if piece := state.texts[0].take_new():
+            if piece := work.texts[0].take_new():
                 yield piece
         finally:
-            self._drop(state)
-        if state.seqs[0].finish_reason == "error":
-            raise _not_numbers()
+            self.dispatcher.drop(state)
+        if work.seqs[0].finish_reason == "error":
+            raise failure_of(work.seqs)
 
     def top_logits(self, prompt, n: int) -> list[tuple[int, float, str]]:
         """Return the n best next tokens after a prompt: (id, logit, token), best first, lower ids first in a tie."""
@@ -228,16 +266,21 @@ class LLM:
         return [(i, float(logits[i]), self.tokenizer.id_to_token(i) or "") for i in best]
 
     def stats(self) -> dict[str, int]:
-        """Return counts for progress displays: running, waiting, prompt_tokens, cached_tokens, completion_tokens."""
+        """Return counts since the model was loaded, and how many sequences run and wait now.
+
+        computed_tokens are the rows of all forward passes; deduplicated are requests that got an equal one's result.
+        """
         scheduler, totals = self.engine.scheduler, self.engine.stats
         return {
             "running": len(scheduler.running),
             "waiting": len(scheduler.waiting),
             "prompt_tokens": totals.prompt_tokens,
             "cached_tokens": totals.cached_tokens,
+            "computed_tokens": totals.computed_tokens,
             "completion_tokens": totals.completion_tokens,
             "steps": totals.steps,
             "preemptions": scheduler.num_preemptions,
+            "deduplicated": self.dispatcher.num_deduplicated,
         }
 
     def facts(self) -> dict[str, Any]:
@@ -245,82 +288,3 @@ class LLM:
         from nanovllm.info import engine_facts
 
         return engine_facts(self)
-
-    def _start(self, request: Request, inbox: deque) -> _State | RequestOutput:
-        """Queue a request's sequences, or return why it is refused."""
-        ids: list[int] = []
-        text = None
-        try:
-            if isinstance(request.prompt, RequestError):
-                raise request.prompt
-            params = request.sampling_params or self.default_sampling_params()
-            text, ids = read_prompt(request.prompt, self.tokenizer)
-            self.engine.check_prompt(ids)
-        except RequestError as error:
-            refused = CompletionOutput(0, "", [], finish_reason="error")
-            return RequestOutput(request.request_id, text, ids, [refused], error=error, data=request.data)
-        state = _State(request, text, ids, params, inbox, num_open=params.n)
-        # An id that the model cannot produce ends nothing, and banning it until min_tokens would be an error.
-        stop_ids = frozenset(i for i in params.stop_token_ids if i < self.engine.spec.vocab_size)
-        if not params.ignore_eos:
-            stop_ids |= frozenset(self.engine.spec.eos_token_ids)
-        key = request.request_id
-        if key is None:  # requests without a key still must not all draw alike
-            key, self._num_unnamed = f"unnamed-{self._num_unnamed}", self._num_unnamed + 1
-        seed = derive_seed(self.config.seed, key) if params.seed is None else params.seed
-        for i in range(params.n):
-            seq = Sequence(key, list(ids), params, i, stop_ids, seed=seed)
-            state.seqs.append(seq)
-            state.texts.append(CompletionText(self.tokenizer, params, ids))
-            self._states[seq] = (state, i)
-            self.engine.add(seq)
-        return state
-
-    def _step(self) -> None:
-        for seq in self.engine.step():
-            state, i = self._states[seq]
-            text = state.texts[i]
-            by_token = seq.finish_reason == "stop"
-            if seq.finish_reason != "error" and not (by_token and not state.params.include_stop_str_in_output):
-                stop = text.push(seq.token_ids[-1], seq.num_completion)
-                if stop is not None and not by_token:
-                    self.engine.abort(seq, "stop")
-                    seq.finish_reason, seq.stop_reason = "stop", stop
-            if seq.finish_reason is not None:
-                text.finish()
-                del self._states[seq]
-                state.num_open -= 1
-                if state.num_open == 0:
-                    state.inbox.append(state)
-
-    def _drop(self, state: _State) -> None:
-        for seq in state.seqs:
-            if self._states.pop(seq, None) is not None:
-                self.engine.abort(seq)
-
-    def _output(self, state: _State) -> RequestOutput:
-        outputs = [
-            CompletionOutput(
-                i, text.text, seq.completion_ids, seq.finish_reason, seq.stop_reason,
-                seed=None if state.params.is_greedy else seq.seed,
-            )
-            for i, (seq, text) in enumerate(zip(state.seqs, state.texts, strict=True))
-        ]  # fmt: skip
-        failed = any(seq.finish_reason == "error" for seq in state.seqs)
-        return RequestOutput(
-            state.request.request_id, state.prompt, state.prompt_token_ids, outputs,
-            num_cached_tokens=state.seqs[0].num_cached or 0, error=_not_numbers() if failed else None,
-            data=state.request.data,
-        )  # fmt: skip
-
-
-def _not_numbers() -> RequestError:
-    return RequestError(
-        "invalid_logits", "the model's logits for the next token were not finite numbers; its weights may be damaged"
-    )
-
-
-def _progress_bar(total: int):
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="Processed prompts", unit="prompt", dynamic_ncols=True)

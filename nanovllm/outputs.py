@@ -5,6 +5,7 @@ Leaf module: knows nothing of engine or files.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,20 @@ class Request:
 
 
 @dataclass(slots=True)
+class Logprob:
+    """A token's log probability at one position, from the model's raw distribution.
+
+    Attributes:
+        rank: 1 + the number of ids that are more likely there.
+        decoded_token: the token by itself as text; None where the request wants no text.
+    """
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass(slots=True)
 class CompletionOutput:
     """One completion of a prompt.
 
@@ -38,6 +53,8 @@ class CompletionOutput:
         token_ids: generated ids, up to and including the one that ended the sequence.
         finish_reason: "stop", "length", "error", "abort", or None while unfinished.
         stop_reason: the stop string or stop token id that ended it; None for EOS and length.
+        cumulative_logprob: sum over token_ids; None unless log probabilities were asked for.
+        logprobs: one {token id: Logprob} for each of token_ids, the token itself first; None unless asked for.
         seed: the seed that this completion was drawn with; None when greedy.
     """
 
@@ -47,7 +64,7 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     cumulative_logprob: float | None = None
-    logprobs: list | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
     seed: int | None = None
 
     def finished(self) -> bool:
@@ -61,6 +78,7 @@ class RequestOutput:
 
     Attributes:
         error: why the request was refused; then every completion has finish_reason "error".
+        prompt_logprobs: None for the first token, then {token id: Logprob} for each; None unless asked for.
         num_cached_tokens: prompt tokens whose keys and values came from the prefix cache.
         data: what the caller put into `Request.data`.
     """
@@ -70,7 +88,77 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = True
-    prompt_logprobs: list | None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
     error: RequestError | None = None
     data: Any = None
+
+
+@dataclass(slots=True)
+class ScoreOutput:
+    """How likely a continuation is after a prompt.
+
+    Attributes:
+        prompt_token_ids: what the continuation was conditioned on.
+        token_ids: the continuation's tokens. logprobs: one for each, from the model's raw distribution.
+        is_greedy: whether greedy decoding would have produced it.
+        error: why this pair was refused; then the other fields say nothing.
+    """
+
+    prompt_token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    is_greedy: bool = False
+    error: RequestError | None = None
+
+    @property
+    def logprob(self) -> float:
+        """Log probability of the whole continuation."""
+        return math.fsum(self.logprobs)
+
+
+@dataclass(slots=True)
+class PerplexityOutput:
+    """How well a model predicts a text.
+
+    Attributes:
+        logprobs: of each scored token, in order.
+        num_bytes, num_words: of the text, words as lm-eval counts them; None for a text given as token ids.
+        error: why this text was refused; then the other fields say nothing.
+    """
+
+    logprobs: list[float] = field(default_factory=list)
+    num_bytes: int | None = None
+    num_words: int | None = None
+    error: RequestError | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were scored."""
+        return len(self.logprobs)
+
+    @property
+    def logprob(self) -> float:
+        """Log probability of the whole text."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity for each token."""
+        return self._per(self.num_tokens)
+
+    @property
+    def byte_perplexity(self) -> float | None:
+        """Perplexity for each byte, comparable between tokenizers."""
+        return None if self.num_bytes is None else self._per(self.num_bytes)
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """Perplexity for each word."""
+        return None if self.num_words is None else self._per(self.num_words)
+
+    def _per(self, count: int) -> float:
+        try:
+            return math.exp(-self.logprob / count) if self.logprobs else math.nan
+        except OverflowError:
+            return math.inf

@@ -12,7 +12,8 @@ from nanovllm.sampling_params import SamplingParams
 from nanovllm.tokenizer import Tokenizer
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Return whether a value can be a token id: an integer that is not a bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -22,7 +23,7 @@ def as_prompt_list(prompts: Any) -> list:
         return [prompts]
     if not isinstance(prompts, Sequence):
         raise ConfigError(f"prompts: expected a prompt or a list of prompts, found {type(prompts).__name__}")
-    return [list(prompts)] if prompts and all(_is_id(p) for p in prompts) else list(prompts)
+    return [list(prompts)] if prompts and all(is_id(p) for p in prompts) else list(prompts)
 
 
 def as_conversations(messages: Any) -> list:
@@ -71,6 +72,6 @@ def _ids(value: Any) -> list[int]:
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
         raise RequestError("invalid_prompt", f"prompt_token_ids: expected a list of ints, found {type(value).__name__}")
     for i, token_id in enumerate(value):
-        if not _is_id(token_id):
+        if not is_id(token_id):
             raise RequestError("invalid_prompt", f"prompt_token_ids[{i}]: expected an int, found {token_id!r}")
     return [int(token_id) for token_id in value]

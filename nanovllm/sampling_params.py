@@ -1,8 +1,7 @@
 """How one request is sampled: names and defaults as in vLLM, checked when they are made.
 
 Owns the fields, their ranges and the seed of a request that brings none. Leaf module: knows nothing of models, files or
-kernels. Numbers must be numbers: a bool is not one, a string is not one, NaN and infinity are refused. A float with an
-integral value (64.0, as spreadsheets and data frames write it) is taken for an int; any other float is not.
+kernels.
 """
 
 from __future__ import annotations
@@ -10,147 +9,149 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 from nanovllm.errors import ConfigError
+from nanovllm.sampling_fields import FieldInfo, about, checked, shown
 
 GREEDY_TEMPERATURE = 1e-5
 """Below this, sampling is greedy (vLLM's border)."""
 MIN_TEMPERATURE = 1e-2
 """Temperatures between greedy and this are raised to it, since exponents grow too large (vLLM's guard)."""
-_MAX_SHOWN_CHARS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class FieldInfo:
-    """What one field accepts; the commands build their flags and help from it.
-
-    Attributes:
-        name: field of `SamplingParams`.
-        kind: "int", "float", "bool", "str_list" or "int_list".
-        default: value when nothing is given.
-        optional: whether None is allowed.
-        low: smallest value allowed, or None.
-        high: largest value allowed, or None.
-        above_low: whether `low` itself is excluded.
-        help: one line for people.
-    """
-
-    name: str
-    kind: str
-    default: Any
-    optional: bool
-    low: float | None
-    high: float | None
-    above_low: bool
-    help: str
-
-    @property
-    def expected(self) -> str:
-        """Say in words what the field accepts."""
-        words = {
-            "int": "an integer",
-            "float": "a number",
-            "bool": "true or false",
-            "str_list": "a non-empty string or a list of them",
-            "int_list": "a list of token ids (integers from 0)",
-        }[self.kind]
-        if self.kind in ("int", "float"):
-            if self.low is not None:
-                words += f" above {self.low}" if self.above_low else f" of at least {self.low}"
-            if self.high is not None:
-                words += f" and at most {self.high}"
-        return words + (" or null" if self.optional else "")
-
-
-def _about(
-    kind: str,
-    text: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above_low: bool = False,
-    optional: bool = False,
-) -> dict[str, Any]:
-    return {"kind": kind, "help": text, "low": low, "high": high, "above_low": above_low, "optional": optional}
+MAX_COMPLETIONS = 16384
+"""Most completions of a prompt (vLLM's limit): each is a sequence in memory."""
+MAX_LOGPROBS = 1000
+"""Most log probabilities of a position: the whole vocabulary of every token would fill the memory."""
+MAX_LOGPROB_TOKEN_IDS = 128
+"""Most ids of `logprob_token_ids` (vLLM's limit)."""
 
 
 @dataclass(slots=True)
 class SamplingParams:
     """Settings of one request; every field is described by `describe_fields`.
 
-    Order of processing: ids banned until `min_tokens`, repetition penalty (prompt and completion), frequency and
-    presence penalties (completion only), then either the largest logit (greedy, lowest id wins a tie) or temperature,
-    min_p, top_k, top_p, typical_p and the draw. A greedy request ignores the five settings after the penalties but
+    Order of processing: allowed ids, bad words, n-grams and ids banned until `min_tokens`, logit bias, repetition,
+    frequency and presence penalties, DRY; then either the largest logit (greedy, lowest id wins a tie) or temperature,
+    top_n_sigma, min_p, top_k, top_p, typical_p and the draw. A greedy request ignores the six settings after DRY but
     keeps their values, so that a later override of the temperature alone finds them.
 
-    `top_k` -1 becomes 0 (off), `seed` -1 becomes None, a temperature below 1e-5 becomes 0 (greedy) and one between
-    that and 0.01 becomes 0.01; `stop` and `stop_token_ids` become tuples.
+    `top_k` and `top_n_sigma` -1 become 0 (off), `seed` -1 becomes None, a temperature below 1e-5 becomes 0 (greedy)
+    and one between that and 0.01 becomes 0.01; lists become tuples and an empty mapping None. A bias beyond 100 counts
+    as 100.
 
     Raises:
         ConfigError: a value has the wrong type or range, or two values contradict each other.
     """
 
-    n: int = field(default=1, metadata=_about("int", "completions for each prompt; 1 when greedy", low=1))
+    n: int = field(
+        default=1, metadata=about("int", "completions for each prompt; 1 when greedy", low=1, high=MAX_COMPLETIONS)
+    )
     presence_penalty: float = field(
-        default=0.0, metadata=_about("float", "subtracted once for ids in the completion", low=-2, high=2)
+        default=0.0, metadata=about("float", "subtracted once for ids in the completion", low=-2, high=2)
     )
     frequency_penalty: float = field(
-        default=0.0, metadata=_about("float", "subtracted for each time an id is in the completion", low=-2, high=2)
+        default=0.0, metadata=about("float", "subtracted for each time an id is in the completion", low=-2, high=2)
     )
     repetition_penalty: float = field(
         default=1.0,
-        metadata=_about("float", "divides positive logits of ids seen, multiplies negative", low=0, above_low=True),
+        metadata=about("float", "divides positive logits of ids seen, multiplies negative", low=0, above_low=True),
     )
-    temperature: float = field(default=1.0, metadata=_about("float", "0 is greedy, 1 the model's own", low=0, high=2))
+    temperature: float = field(default=1.0, metadata=about("float", "0 is greedy, 1 the model's own", low=0, high=2))
     top_p: float = field(
         default=1.0,
-        metadata=_about("float", "keep the smallest set with this probability", low=0, high=1, above_low=True),
+        metadata=about("float", "keep the smallest set with this probability", low=0, high=1, above_low=True),
     )
-    top_k: int = field(default=0, metadata=_about("int", "keep the k most likely ids; 0 or -1 is off", low=-1))
+    top_k: int = field(default=0, metadata=about("int", "keep the k most likely ids; 0 or -1 is off", low=-1))
     min_p: float = field(
-        default=0.0, metadata=_about("float", "drop ids below this times the largest probability", low=0, high=1)
+        default=0.0, metadata=about("float", "drop ids below this times the largest probability", low=0, high=1)
     )
     typical_p: float = field(
         default=1.0,
-        metadata=_about("float", "keep the most typical ids with this probability", low=0, high=1, above_low=True),
+        metadata=about("float", "keep the most typical ids with this probability", low=0, high=1, above_low=True),
+    )
+    top_n_sigma: float = field(
+        default=0.0,
+        metadata=about("float", "drop logits so many deviations below the largest; 0 or -1 is off", low=-1),
     )
     seed: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "int", "makes draws repeatable; null or -1 derives one", low=-(2**63), high=2**64 - 1, optional=True
         ),
     )
     stop: str | tuple[str, ...] | list[str] | None = field(
-        default=(), metadata=_about("str_list", "strings that end the completion", optional=True)
+        default=(), metadata=about("str_list", "strings that end the completion", optional=True)
     )
     stop_token_ids: tuple[int, ...] | list[int] | None = field(
-        default=(), metadata=_about("int_list", "token ids that end the completion", optional=True)
+        default=(), metadata=about("int_list", "token ids that end the completion", optional=True)
     )
-    ignore_eos: bool = field(default=False, metadata=_about("bool", "go on past end-of-sequence ids"))
+    bad_words: tuple[str, ...] | list[str] | None = field(
+        default=(), metadata=about("str_list", "words that must not be completed", optional=True)
+    )
+    logit_bias: dict[int, float] | None = field(
+        default=None, metadata=about("bias", "added to the logits of these ids, -100 to 100", optional=True)
+    )
+    allowed_token_ids: tuple[int, ...] | list[int] | None = field(
+        default=None, metadata=about("int_list", "no other ids can be drawn", optional=True)
+    )
+    no_repeat_ngram_size: int = field(
+        default=0, metadata=about("int", "no n-gram of this size comes twice; 0 is off", low=0, high=2**31 - 1)
+    )
+    repetition_detection: dict[str, int] | None = field(
+        default=None,
+        metadata=about("repetition", "ends a completion whose last tokens repeat a pattern", optional=True),
+    )
+    dry_multiplier: float = field(
+        default=0.0, metadata=about("float", "strength of DRY, against repeated sequences; 0 is off", low=0)
+    )
+    dry_base: float = field(default=1.75, metadata=about("float", "growth of DRY with each repeated token", low=1))
+    dry_allowed_length: int = field(
+        default=2, metadata=about("int", "repetitions shorter than this are free", low=1, high=2**31 - 1)
+    )
+    dry_penalty_last_n: int = field(
+        default=-1, metadata=about("int", "tokens that DRY looks back; -1 is all, 0 is off", low=-1, high=2**31 - 1)
+    )
+    dry_sequence_breakers: tuple[str, ...] | list[str] | None = field(
+        default=None,
+        metadata=about("str_list", "texts that end a repetition; null is line end, colon, quote, star", optional=True),
+    )
+    ignore_eos: bool = field(default=False, metadata=about("bool", "go on past end-of-sequence ids"))
     max_tokens: int | None = field(
         default=16,
-        metadata=_about("int", "most tokens to generate; null: up to the model's length", low=1, optional=True),
+        metadata=about("int", "most tokens to generate; null: up to the model's length", low=1, optional=True),
     )
     min_tokens: int = field(
-        default=0, metadata=_about("int", "tokens before an end-of-sequence or stop id may come", low=0)
+        default=0, metadata=about("int", "tokens before an end-of-sequence or stop id may come", low=0)
     )
-    skip_special_tokens: bool = field(default=True, metadata=_about("bool", "leave special tokens out of the text"))
+    logprobs: int | None = field(
+        default=None,
+        metadata=about(
+            "int", "log probabilities of each token and of so many best ids", low=0, high=MAX_LOGPROBS, optional=True
+        ),
+    )
+    prompt_logprobs: int | None = field(
+        default=None,
+        metadata=about("int", "the same for the prompt's tokens", low=0, high=MAX_LOGPROBS, optional=True),
+    )
+    logprob_token_ids: tuple[int, ...] | list[int] | None = field(
+        default=(), metadata=about("int_list", "ids whose log probabilities come with each token", optional=True)
+    )
+    skip_special_tokens: bool = field(default=True, metadata=about("bool", "leave special tokens out of the text"))
     spaces_between_special_tokens: bool = field(
-        default=True, metadata=_about("bool", "put spaces between special tokens in the text")
+        default=True, metadata=about("bool", "put spaces between special tokens in the text")
     )
-    include_stop_str_in_output: bool = field(default=False, metadata=_about("bool", "keep the stop string in the text"))
-    detokenize: bool = field(default=True, metadata=_about("bool", "make text; false gives token ids only"))
+    include_stop_str_in_output: bool = field(default=False, metadata=about("bool", "keep the stop string in the text"))
+    detokenize: bool = field(default=True, metadata=about("bool", "make text; false gives token ids only"))
 
     def __post_init__(self):
         for info in describe_fields():
-            setattr(self, info.name, _checked(info, getattr(self, info.name)))
+            setattr(self, info.name, checked(info, getattr(self, info.name)))
         if self.top_k == -1:
             self.top_k = 0
+        if self.top_n_sigma < 0:
+            self.top_n_sigma = 0.0
         if self.seed == -1:
             self.seed = None
         if self.temperature < GREEDY_TEMPERATURE:
@@ -170,9 +171,16 @@ class SamplingParams:
                 f"sampling: n is {self.n}, expected 1 because temperature 0 is greedy and all completions would be "
                 "equal; raise temperature or set n to 1"
             )
+        if len(self.logprob_token_ids) > MAX_LOGPROB_TOKEN_IDS:
+            raise ConfigError(
+                f"sampling: logprob_token_ids has {len(self.logprob_token_ids)} ids, expected at most "
+                f"{MAX_LOGPROB_TOKEN_IDS}; name those that matter"
+            )
+        if self.allowed_token_ids == ():
+            raise ConfigError("sampling: allowed_token_ids is [], expected at least one id; null allows every id")
         if self.stop and not self.detokenize:
             raise ConfigError(
-                f"sampling: detokenize is false but stop is {_shown(list(self.stop))}, expected no stop strings "
+                f"sampling: detokenize is false but stop is {shown(list(self.stop))}, expected no stop strings "
                 "without text; use stop_token_ids or set detokenize to true"
             )
 
@@ -183,8 +191,23 @@ class SamplingParams:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether the kernel needs the ids seen so far."""
+        """Whether ids seen so far have penalties (DRY apart)."""
         return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+    @property
+    def uses_dry(self) -> bool:
+        """Whether DRY does anything."""
+        return self.dry_multiplier > 0 and self.dry_penalty_last_n != 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the kernel needs the ids of prompt and completion."""
+        return self.has_penalties or self.uses_dry or self.no_repeat_ngram_size > 0
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything before the greedy choice can make it another one; min_tokens apart, which ends."""
+        return bool(self.needs_history or self.logit_bias or self.allowed_token_ids is not None or self.bad_words)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], base: SamplingParams | None = None) -> SamplingParams:
@@ -195,7 +218,7 @@ class SamplingParams:
         """
         if not isinstance(mapping, Mapping):
             raise ConfigError(
-                f"sampling: found {_shown(mapping)}, expected a mapping of settings such as max_tokens: 64"
+                f"sampling: found {shown(mapping)}, expected a mapping of settings such as max_tokens: 64"
             )
         names = [info.name for info in describe_fields()]
         for key in mapping:
@@ -220,8 +243,14 @@ class SamplingParams:
         for info in describe_fields():
             value = getattr(self, info.name)
             if not only_changed or value != info.default:
-                values[info.name] = list(value) if isinstance(value, tuple) else value
+                values[info.name] = _as_json(value)
         return values
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): item for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 _FIELDS = tuple(FieldInfo(name=f.name, default=f.default, **f.metadata) for f in dataclasses.fields(SamplingParams))
@@ -248,74 +277,7 @@ def derive_seed(engine_seed: int, key: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _checked(info: FieldInfo, value: Any) -> Any:
-    if value is None and info.optional:
-        return () if info.kind.endswith("_list") else None
-    if info.kind == "bool":
-        if not isinstance(value, bool):
-            raise _refusal(info, value)
-        return value
-    if info.kind == "str_list":
-        return _checked_strings(info, value)
-    if info.kind == "int_list":
-        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-            raise _refusal(info, value)
-        items = list(value)
-        return tuple(_checked_number(info, item, integral=True, low=0, high=2**31 - 1) for item in items)
-    return _checked_number(
-        info, value, integral=info.kind == "int", low=info.low, high=info.high, above_low=info.above_low
-    )
-
-
-def _checked_strings(info: FieldInfo, value: Any) -> tuple[str, ...]:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list | tuple):
-        raise _refusal(info, value)
-    for item in items:
-        if not isinstance(item, str) or not item:
-            raise _refusal(info, item)
-    return tuple(items)
-
-
-def _checked_number(
-    info: FieldInfo,
-    value: Any,
-    *,
-    integral: bool,
-    low: float | None,
-    high: float | None,
-    above_low: bool = False,
-) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise _refusal(info, value)
-    if not isinstance(value, Integral) and not math.isfinite(value):
-        raise _refusal(info, value)
-    if integral and value != int(value):
-        raise _refusal(info, value)
-    # Compared as given: an int beyond float range must be refused by its range, not by an OverflowError.
-    if low is not None and (value < low or (above_low and value == low)):
-        raise _refusal(info, value)
-    if high is not None and value > high:
-        raise _refusal(info, value)
-    try:
-        return int(value) if integral else float(value)
-    except OverflowError:
-        raise _refusal(info, value) from None
-
-
-def _refusal(info: FieldInfo, value: Any) -> ConfigError:
-    return ConfigError(f"sampling: {info.name} is {_shown(value)}, expected {info.expected}")
-
-
 def _unknown_key(key: Any, names: list[str]) -> str:
     near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
     cure = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(names)}"
-    return f"sampling: unknown key {_shown(key)}; {cure}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # int with more digits than Python prints
-        text = f"an integer of {value.bit_length()} bits"
-    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
+    return f"sampling: unknown key {shown(key)}; {cure}"

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from jobs import exit_codes
+
 EXAMPLE = "nanovllm bench ./demo-model --dtype bfloat16"
 
 
@@ -16,16 +18,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gemm", default="native", help="native, or blas (float32 only)")
     parser.add_argument("--threads", type=int, default=None, help="default: what affinity and cgroup allow")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each kind; the median is shown")
+    parser.add_argument(
+        "--check-invariance", action="store_true", help="check instead that no request depends on what runs beside it"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Measure and print."""
-    from nanovllm import bench_model, resolve_model
+    from nanovllm import bench_model, check_invariance, resolve_model
 
     settings: dict[str, Any] = {"dtype": arguments.dtype, "gemm": arguments.gemm}
     if arguments.threads is not None:
         settings["threads"] = arguments.threads
+    if arguments.check_invariance:
+        return _show_invariance(check_invariance(resolve_model(arguments.model), progress=_say, **settings), arguments)
     result = bench_model(resolve_model(arguments.model), repeats=arguments.repeats, progress=_say, **settings)
     if arguments.json:
         from jobs import json_text
@@ -34,6 +41,18 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(_lines(result)))
     return 0
+
+
+def _show_invariance(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        from jobs import json_text
+
+        print(json_text.dumps(rows, indent=2))
+    else:
+        print(f"{'against each request alone':<34}{'different':>10}{'preemptions':>13}")
+        for row in rows:
+            print(f"{row['variant']:<34}{row['different']:>10}{row['preemptions']:>13}")
+    return exit_codes.GATE_FAILED if any(row["different"] for row in rows) else exit_codes.OK
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from jobs.commands.arguments import count
 
 EXAMPLE = "nanovllm run configs/quickstart.yaml --set sampling.max_tokens=32 --limit 4"
 
-_FLAGS = ("model", "input", "output", "limit", "restart", "progress")
+_FLAGS = ("model", "input", "output", "limit", "restart", "shard", "progress")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", metavar="N", type=count, help="read only the first N rows")
     parser.add_argument("--restart", action="store_true", default=None, help="forget the results of an earlier run")
+    parser.add_argument("--shard", metavar="I/N", help="do part I of N of the rows, split by their ids")
     parser.add_argument("--progress", choices=["auto", "bar", "plain", "json", "none"], help="how to show progress")
 
 

@@ -17,7 +17,11 @@ from nanovllm.engine.sequence import Sequence
 
 
 class BlockManager:
-    """Hands out `num_blocks` blocks of `block_size` positions."""
+    """Hands out `num_blocks` blocks of `block_size` positions.
+
+    Attributes:
+        copies: (from, to) blocks whose content is to be copied before the next step writes anything.
+    """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True):
         self.num_blocks = num_blocks
@@ -29,6 +33,7 @@ class BlockManager:
         # Free blocks, the next to be taken first: blank ones before those whose content may still be wanted.
         self._blank: list[int] = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self.copies: list[tuple[int, int]] = []
 
     @property
     def num_free(self) -> int:
@@ -47,11 +52,18 @@ class BlockManager:
             tokens = array("q", seq.token_ids[i * size : (i + 1) * size]).tobytes()
             seq.block_hashes.append(hashlib.blake2b(parent + tokens, digest_size=16).digest())
 
-    def _prefix(self, seq: Sequence) -> list[int]:
-        """Cached blocks of the sequence's beginning; its last token is always left to compute."""
+    def leading_hashes(self, seq: Sequence) -> list[bytes]:
+        """Return the chained hashes of the blocks that a new sequence could share; none without prefix caching."""
         if not self.enable_prefix_caching:
             return []
-        usable = (seq.num_tokens - 1) // self.block_size
+        self._extend_hashes(seq, (seq.num_tokens - 1) // self.block_size)
+        return seq.block_hashes
+
+    def _prefix(self, seq: Sequence) -> list[int]:
+        """Cached blocks of the sequence's beginning; what is sampled from or scored is left to compute."""
+        if not self.enable_prefix_caching:
+            return []
+        usable = seq.num_sharable // self.block_size
         found = []
         for i in range(usable):
             self._extend_hashes(seq, i + 1)
@@ -68,17 +80,33 @@ class BlockManager:
             How many tokens the prefix cache supplied, or None (and nothing changed) when the whole sequence's blocks
             do not fit: admitting half a prompt only to preempt it would compute it twice.
         """
-        prefix = self._prefix(seq)
+        prefix, num_shared = self._prefix(seq), None
+        if seq.fork_of is not None:
+            num_forked = self._num_forked(seq)
+            if num_forked > len(prefix) * self.block_size:
+                prefix, num_shared = seq.fork_of.block_table[: num_forked // self.block_size], num_forked
+        if num_shared is None:
+            num_shared = len(prefix) * self.block_size
         revived = sum(self._ref_count[block] == 0 for block in prefix)
         if self.blocks_for(seq.num_tokens) - len(prefix) > self.num_free - revived:
             return None
         for block in prefix:
             self._hold(block)
         seq.block_table = prefix
-        seq.num_computed = len(prefix) * self.block_size
+        seq.num_computed = num_shared
         seq.num_registered = len(prefix)
         self.grow(seq, min(seq.num_tokens, seq.num_computed + num_new))
+        if num_shared % self.block_size:
+            full = num_shared // self.block_size
+            self.copies.append((seq.fork_of.block_table[full], seq.block_table[full]))
         return seq.num_computed
+
+    def _num_forked(self, seq: Sequence) -> int:
+        """Return how many tokens a sequence can take over from the one that it forks from."""
+        parent = seq.fork_of
+        most = min(parent.num_computed, seq.num_sharable)
+        pairs = enumerate(zip(seq.token_ids[:most], parent.token_ids, strict=False))
+        return next((i for i, (own, other) in pairs if own != other), most)
 
     def grow(self, seq: Sequence, num_tokens: int) -> bool:
         """Make room for `num_tokens` positions in all; False (and nothing changed) when blocks are missing."""
@@ -118,7 +146,8 @@ class BlockManager:
         seq.num_registered = 0
 
     def forget(self) -> None:
-        """Empty the prefix cache; blocks that are held stay held."""
+        """Empty the prefix cache and take back copies that were not made; blocks that are held stay held."""
+        self.copies.clear()
         self._block_of.clear()
         self._hash_of = [None] * self.num_blocks
         self._blank += self._cached

@@ -23,6 +23,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.weights import load_weights
 from nanovllm.errors import RequestError
 from nanovllm.kernels.decoder import BLOCK_SIZE
+from nanovllm.kernels.sampling_step import NOTHING_ALLOWED
 from nanovllm.kernels.team import Team
 from nanovllm.machine import available_memory, usable_cpus
 from nanovllm.models import load_spec
@@ -51,12 +52,13 @@ class LLMEngine:
         limits: Limits,
         enable_prefix_caching: bool = True,
         dtype: str = "float32",
+        reorder: bool = True,
     ):
         self.spec = spec
         self.runner = runner
         self.limits = limits
         self.block_manager = BlockManager(limits.num_blocks, BLOCK_SIZE, enable_prefix_caching)
-        self.scheduler = Scheduler(self.block_manager, limits.max_num_seqs, limits.max_num_batched_tokens)
+        self.scheduler = Scheduler(self.block_manager, limits.max_num_seqs, limits.max_num_batched_tokens, reorder)
         self.stats = EngineStats()
         self.dtype = dtype
 
@@ -73,11 +75,7 @@ class LLMEngine:
         """
         if not token_ids:
             raise RequestError("empty_prompt", "the prompt has no tokens; give at least one")
-        if min(token_ids) < 0 or max(token_ids) >= self.spec.vocab_size:
-            bad = next(i for i in token_ids if not 0 <= i < self.spec.vocab_size)
-            raise RequestError(
-                "invalid_token_id", f"token id {bad} is outside the model's vocabulary of {self.spec.vocab_size}"
-            )
+        self._check_ids(token_ids)
         if len(token_ids) >= self.limits.max_model_len:
             raise RequestError(
                 "prompt_too_long",
@@ -95,28 +93,79 @@ class LLMEngine:
         self.scheduler.add(seq)
 
     def step(self) -> list[Sequence]:
-        """Run one step; returns the sequences that got a token (or ended because their logits are not numbers)."""
+        """Run one step; returns the sequences that got a token or ended (error: their logits are not numbers)."""
         step = self.scheduler.schedule()
         if not step:
             return []
         try:
             batch = Batch.build(step, BLOCK_SIZE)
+            batch.copies, self.block_manager.copies = self.block_manager.copies, []
             token_ids = self.runner.run(batch)
         except BaseException:  # Ctrl-C included: a notebook goes on with this engine
             self.scheduler.undo_step()
             raise
+        self._keep_scores(batch)
         advanced = [part.seq for part in batch.samples]
-        for seq, token_id in zip(advanced, token_ids, strict=True):
-            if token_id < 0:
+        for i, (seq, token_id) in enumerate(zip(advanced, token_ids, strict=True)):
+            if token_id < 0 or seq.finish_reason is not None:
                 seq.finish_reason = "error"
-            else:
-                seq.append(token_id)
-                self.stats.completion_tokens += 1
+                seq.nothing_allowed = token_id == -NOTHING_ALLOWED
+                continue
+            seq.append(token_id)
+            if batch.logprobs and batch.logprobs[i] is not None:
+                seq.logprobs.append(batch.logprobs[i])
+            self.stats.completion_tokens += 1
         self.stats.cached_tokens += sum(seq.num_cached for seq in advanced if seq.num_completion == 1)
+        ended = dict.fromkeys(part.seq for part in step if part.seq.finish_reason is not None)
+        scored = [seq for seq in ended if not seq.samples_next]
+        self.stats.cached_tokens += sum(seq.num_cached for seq in scored)
         self.stats.steps += 1
         self.stats.computed_tokens += len(batch.token_ids)
         self.scheduler.finish_step(step)
-        return advanced
+        return list(dict.fromkeys([*advanced, *ended]))
+
+    def _keep_scores(self, batch: Batch) -> None:
+        for (seq, _, position), row in zip(batch.scored, batch.prompt_logprobs, strict=True):
+            seq.prompt_logprobs.append(row)
+            seq.num_scored = position + 1
+            if not row.is_finite:
+                seq.finish_reason = "error"
+            elif not seq.samples_next and seq.num_scored == len(seq.targets) and seq.finish_reason is None:
+                seq.finish_reason = "stop"
+
+    def check_scored(self, token_ids: list[int]) -> None:
+        """Refuse tokens that can never be scored together; the last is a target only and takes no position.
+
+        Raises:
+            RequestError: codes invalid_token_id, prompt_too_long.
+        """
+        self._check_ids(token_ids)
+        if len(token_ids) > self.limits.max_model_len + 1:
+            raise RequestError(
+                "prompt_too_long",
+                f"prompt and continuation have {len(token_ids)} tokens, the limit is {self.limits.max_model_len + 1} "
+                f"(max_model_len and one that is only scored); shorten them or raise max_model_len",
+            )
+
+    def _check_ids(self, token_ids: list[int]) -> None:
+        if min(token_ids) < 0 or max(token_ids) >= self.spec.vocab_size:
+            bad = next(i for i in token_ids if not 0 <= i < self.spec.vocab_size)
+            raise RequestError(
+                "invalid_token_id", f"token id {bad} is outside the model's vocabulary of {self.spec.vocab_size}"
+            )
+
+    def check_params(self, params: SamplingParams) -> None:
+        """Refuse settings that name ids which the model does not have.
+
+        Raises:
+            RequestError: code invalid_token_id.
+        """
+        for token_id in params.logprob_token_ids:
+            if token_id >= self.spec.vocab_size:
+                raise RequestError(
+                    "invalid_token_id",
+                    f"logprob_token_ids: {token_id} is outside the model's vocabulary of {self.spec.vocab_size}",
+                )
 
     def next_token_logits(self, token_ids: list[int]) -> np.ndarray:
         """Return the logits [vocab_size] after a prompt, float32; nothing else may be in flight."""
@@ -134,6 +183,10 @@ class LLMEngine:
                     return logits[0]
         finally:
             self.abort(seq)
+
+    def drop_kept(self, seq: Sequence) -> None:
+        """Free the blocks that an ended sequence keeps, if it still does."""
+        self.scheduler.drop_kept(seq)
 
     def abort(self, seq: Sequence, reason: str = "abort") -> None:
         """End a sequence between two steps; its blocks are free at once."""
@@ -170,4 +223,4 @@ def load_engine(
         )
     limits = decide_limits(config, spec, dtype, available_memory())
     runner = ModelRunner(spec, weights, limits, team)
-    return LLMEngine(spec, runner, limits, config.enable_prefix_caching, dtype), identity
+    return LLMEngine(spec, runner, limits, config.enable_prefix_caching, dtype, config.reorder), identity

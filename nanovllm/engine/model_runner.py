@@ -6,12 +6,14 @@ import numpy as np
 
 from nanovllm.engine.batch import Batch
 from nanovllm.engine.limits import Limits
+from nanovllm.engine.logprobs import score_row
+from nanovllm.engine.processors import step_rules
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.weights import Weights
 from nanovllm.kernels.blas import single_threaded
 from nanovllm.kernels.decoder import Decoder
 from nanovllm.kernels.sampler import Sampler
-from nanovllm.kernels.sampling import ROW_PARAMS_DTYPE, pack_row
+from nanovllm.kernels.sampling_step import DRY_UNLIMITED, ROW_PARAMS_DTYPE, pack_row
 from nanovllm.kernels.team import Team
 from nanovllm.models.spec import ModelSpec
 
@@ -35,13 +37,20 @@ class ModelRunner:
     def run(self, batch: Batch) -> list[int]:
         """Compute the step and draw the next token of every part that reached its newest token.
 
+        Log probabilities that are wanted are left in the batch.
+
         Returns:
-            One token id for each of `batch.samples`; -1 where the logits were not finite numbers.
+            One token id for each of `batch.samples`; where none could be drawn, minus the status (a key of
+            `STATUS_MESSAGES`).
         """
+        for source, target in batch.copies:
+            self.decoder.k_cache[:, target] = self.decoder.k_cache[:, source]
+            self.decoder.v_cache[:, target] = self.decoder.v_cache[:, source]
         with single_threaded():
             self.decoder.forward(
                 batch.token_ids, batch.positions, batch.slot_mapping, batch.cu_seqlens_q, batch.block_tables
             )
+            self._score_prompts(batch)
             if not batch.samples:
                 return []
             seqs = [part.seq for part in batch.samples]
@@ -55,9 +64,29 @@ class ModelRunner:
         for i, token_id in zip(greedy, best_ids.tolist(), strict=True):
             token_ids[i] = token_id
         if others:
+            scored = [i for i in others if seqs[i].wants_logprobs]
+            # Sampling works in place, and log probabilities are those of the model.
+            raw = logits[[others.index(i) for i in scored]] if scored else None
             for i, token_id in zip(others, self._sample(logits, [seqs[i] for i in others]), strict=True):
                 token_ids[i] = token_id
+            batch.logprobs = [None] * len(seqs)
+            for row, i in enumerate(scored):
+                params = seqs[i].params
+                if token_ids[i] >= 0:
+                    batch.logprobs[i] = score_row(
+                        raw[row], token_ids[i], params.logprobs or 0, params.logprob_token_ids
+                    )
         return token_ids
+
+    def _score_prompts(self, batch: Batch) -> None:
+        for begin in range(0, len(batch.scored), LOGPROB_ROWS):
+            chunk = batch.scored[begin : begin + LOGPROB_ROWS]
+            logits = self._logits_for(len(chunk))
+            self.decoder.logits(np.array([row for _, row, _ in chunk], np.int32), logits)
+            batch.prompt_logprobs += [
+                score_row(logits[i], seq.targets[position], seq.params.prompt_logprobs or 0)
+                for i, (seq, _, position) in enumerate(chunk)
+            ]
 
     def next_logits(self, batch: Batch) -> np.ndarray:
         """Compute the step and return the logits [num_samples, vocab_size] of its newest tokens; nothing is drawn."""
@@ -74,7 +103,8 @@ class ModelRunner:
         return (
             params.is_greedy
             and self.decoder.can_take_best
-            and not params.has_penalties
+            and not seq.wants_logprobs
+            and not params.changes_logits
             and seq.num_completion >= params.min_tokens
         )
 
@@ -90,17 +120,20 @@ class ModelRunner:
         cu_history, cu_banned = np.zeros(len(seqs) + 1, np.int32), np.zeros(len(seqs) + 1, np.int32)
         num_prompt = np.zeros(len(seqs), np.int32)
         for i, seq in enumerate(seqs):
-            params[i] = pack_row(seq.params, seq.seed, seq.sample_index, seq.num_completion)
-            if seq.params.has_penalties:
+            params[i] = pack_row(seq.params, seq.seed, seq.sample_index, seq.num_completion, _dry_limit(seq))
+            if seq.params.needs_history:
                 history += seq.token_ids
                 num_prompt[i] = seq.num_prompt
+            if seq.rules is not None:
+                banned += seq.rules.banned_after(seq.token_ids, seq.num_prompt)
             if seq.num_completion < seq.params.min_tokens:
                 banned += seq.stop_ids
             cu_history[i + 1], cu_banned[i + 1] = len(history), len(banned)
-        ids, _ = self.sampler.sample(
-            logits, params, np.array(history, np.int32), cu_history, num_prompt, np.array(banned, np.int32), cu_banned
-        )
-        return ids.tolist()
+        ids, status = self.sampler.sample(
+            logits, params, np.array(history, np.int32), cu_history, num_prompt, np.array(banned, np.int32), cu_banned,
+            **step_rules([seq.rules for seq in seqs]),
+        )  # fmt: skip
+        return np.where(status == 0, ids, -status).tolist()
 
     def token_logprobs(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return log p(targets[i]) after row rows[i] of the last step, in bounded memory."""
@@ -111,3 +144,9 @@ class ModelRunner:
                 self._logits_for(min(LOGPROB_ROWS, max(1, len(rows)))),
             )  # fmt: skip
         return out
+
+
+def _dry_limit(seq: Sequence) -> int:
+    if seq.rules is None or not seq.params.uses_dry:
+        return DRY_UNLIMITED
+    return seq.rules.dry_limit(seq.token_ids, seq.params.dry_penalty_last_n)

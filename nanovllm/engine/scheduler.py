@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence
+
+# How far a sequence may be put forward to others with its beginning, and how often one may be overtaken that way.
+REORDER_WINDOW = 256
 
 
 @dataclass(slots=True)
@@ -29,27 +33,53 @@ class Scheduled:
 
 
 class Scheduler:
-    """Continuous batching with chunked prefill and preemption by recompute."""
+    """Continuous batching with chunked prefill and preemption by recompute.
 
-    def __init__(self, block_manager: BlockManager, max_num_seqs: int, max_num_batched_tokens: int):
+    With `reorder`, sequences wait beside those that begin with the same blocks; else in the order of arrival.
+    """
+
+    def __init__(
+        self, block_manager: BlockManager, max_num_seqs: int, max_num_batched_tokens: int, reorder: bool = True
+    ):
         self.block_manager = block_manager
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.reorder = reorder
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order of admission: the last is the youngest
+        self.kept: list[Sequence] = []  # ended ones whose blocks others fork from
         self.num_preemptions = 0
 
     def add(self, seq: Sequence) -> None:
         """Queue a new sequence."""
-        self.waiting.append(seq)
+        place = self._place(seq) if self.reorder else len(self.waiting)
+        for overtaken in islice(self.waiting, place, None):
+            overtaken.num_overtaken += 1
+        self.waiting.insert(place, seq)
+
+    def _place(self, seq: Sequence) -> int:
+        """Return the place right after the waiting sequence that shares the most leading blocks, or the end."""
+        hashes = self.block_manager.leading_hashes(seq)
+        place, most = len(self.waiting), 0
+        for back, other in enumerate(islice(reversed(self.waiting), REORDER_WINDOW if hashes else 0)):
+            # Hashes are chained: equal ones mean that everything before is equal too.
+            shared = most
+            while shared < min(len(hashes), len(other.block_hashes)) and hashes[shared] == other.block_hashes[shared]:
+                shared += 1
+            if shared > most:
+                place, most = len(self.waiting) - back, shared
+            if other.num_overtaken >= REORDER_WINDOW or other.num_preemptions:
+                break
+        return place
 
     def schedule(self) -> list[Scheduled]:
         """Choose the next step. Empty only when nothing is waiting or running."""
         step, budget, preempted = self._continue_running()
-        if not preempted:  # blocks are scarce: admitting more now would only preempt again
-            self._admit(step, budget)
+        # Before any admission: who joins in this very step finds the blocks that it computes.
         for part in step:
             self.block_manager.register(part.seq, part.start + part.count)
+        if not preempted:  # blocks are scarce: admitting more now would only preempt again
+            self._admit(step, budget)
         return step
 
     def _continue_running(self) -> tuple[list[Scheduled], int, bool]:
@@ -59,6 +89,8 @@ class Scheduler:
             seq = self.running[i]
             count = min(seq.num_tokens - seq.num_computed, budget)
             while not self.block_manager.grow(seq, seq.num_computed + count):
+                if self.drop_kept():
+                    continue
                 preempted = True
                 victim = self.running.pop()
                 self._preempt(victim)
@@ -74,6 +106,9 @@ class Scheduler:
             seq = self.waiting[0]
             cached = self.block_manager.admit(seq, budget)
             if cached is None:
+                # Only when nothing else would ever free a block; until then those who fork are about to come.
+                if not self.running and self.drop_kept():
+                    continue
                 return
             if seq.num_cached is None:
                 seq.num_cached = cached
@@ -82,7 +117,6 @@ class Scheduler:
             count = min(seq.num_tokens - cached, budget)
             step.append(Scheduled(seq, cached, count))
             budget -= count
-            # At once, so that the next one admitted in this very step finds the blocks that this one computes.
             self.block_manager.register(seq, cached + count)
 
     def _preempt(self, seq: Sequence) -> None:
@@ -102,8 +136,19 @@ class Scheduler:
         for part in step:
             part.seq.num_computed = part.start + part.count
             if part.seq.finish_reason is not None:
-                self.block_manager.release(part.seq)
+                if part.seq.keeps_blocks and part.seq.finish_reason != "error":
+                    self.kept.append(part.seq)
+                else:
+                    self.block_manager.release(part.seq)
         self.running = [seq for seq in self.running if seq.finish_reason is None]
+
+    def drop_kept(self, seq: Sequence | None = None) -> bool:
+        """Free the blocks that ended sequences keep, or those of one of them; returns whether there were any."""
+        dropped = [kept for kept in self.kept if seq is None or kept is seq]
+        for kept in dropped:
+            self.block_manager.release(kept)
+        self.kept = [kept for kept in self.kept if kept not in dropped]
+        return bool(dropped)
 
     def abort(self, seq: Sequence, reason: str) -> None:
         """End a sequence between two steps, wherever it is."""

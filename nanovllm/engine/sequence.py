@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nanovllm.engine.logprobs import RowLogprobs
+from nanovllm.engine.processors import REPETITION, TokenRules, ends_in_repetition
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -21,6 +23,15 @@ class Sequence:
         num_cached: prompt tokens that the prefix cache supplied at the first admission.
         block_table: ids of its KV blocks. block_hashes: chained hashes of its full blocks, filled as needed.
         num_registered: full blocks that have been offered to the prefix cache.
+        targets: the token that follows each prompt position, where log probabilities of them are wanted; else empty.
+        num_scored: prompt positions whose target needs no (more) scoring; may start beyond 0.
+        samples_next: False for a sequence that ends with its prompt: it is there for its scores.
+        prompt_logprobs: of the targets scored so far. logprobs: of the completion's tokens, where wanted.
+        rules: settings about single tokens, in ids; None without any.
+        nothing_allowed: it ended with an error because its settings left no token to draw.
+        keeps_blocks: its blocks are kept after its end, for sequences that fork from it.
+        fork_of: an ended sequence that keeps its blocks; this one takes over what both begin with, to the token.
+        num_overtaken: how many later arrivals were put before it while it waited.
     """
 
     request_id: str
@@ -37,6 +48,16 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_registered: int = 0
     num_preemptions: int = 0
+    targets: list[int] = field(default_factory=list)
+    num_scored: int = 0
+    samples_next: bool = True
+    prompt_logprobs: list[RowLogprobs] = field(default_factory=list)
+    logprobs: list[RowLogprobs] = field(default_factory=list)
+    keeps_blocks: bool = False
+    fork_of: Sequence | None = None
+    num_overtaken: int = 0
+    rules: TokenRules | None = None
+    nothing_allowed: bool = False
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
@@ -58,6 +79,18 @@ class Sequence:
         """Completion token ids so far."""
         return self.token_ids[self.num_prompt :]
 
+    @property
+    def num_sharable(self) -> int:
+        """How many tokens the prefix cache may supply: positions that are sampled from or scored are computed."""
+        if self.num_scored < len(self.targets):
+            return min(self.num_tokens - 1, self.num_scored)
+        return self.num_tokens - 1
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the completion's log probabilities are to be kept."""
+        return self.params.logprobs is not None or bool(self.params.logprob_token_ids)
+
     def append(self, token_id: int) -> None:
         """Take the next token and end the sequence if that token or the length says so."""
         self.token_ids.append(token_id)
@@ -65,5 +98,13 @@ class Sequence:
             self.finish_reason = "stop"
             if token_id in self.params.stop_token_ids:
                 self.stop_reason = token_id
+        elif self._loops():
+            self.finish_reason, self.stop_reason = "stop", REPETITION
         elif self.num_tokens >= self.max_total:
             self.finish_reason = "length"
+
+    def _loops(self) -> bool:
+        detection = self.params.repetition_detection
+        if detection is None or self.num_completion < self.params.min_tokens:
+            return False
+        return ends_in_repetition(self.token_ids, self.num_prompt, detection)

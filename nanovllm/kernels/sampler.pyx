@@ -4,10 +4,9 @@ import numpy as np
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 
-from nanovllm.kernels.sampling cimport RowParams, SampleBatch, SampleScratch, SamplingScratch, sample_rows
+from nanovllm.kernels.sampling cimport SampleScratch, SamplingScratch, sample_rows
+from nanovllm.kernels.sampling_step cimport SampleBatch, SampleStep
 from nanovllm.kernels.team cimport Team, team_run
-
-from nanovllm.kernels.sampling import check_batch
 
 cdef extern from *:
     """
@@ -54,9 +53,7 @@ cdef class Sampler:
     def __dealloc__(self):
         PyMem_Free(self.scratch)
 
-    def sample(self, float[:, ::1] logits, const RowParams[::1] params, const int[::1] history_ids,
-               const int[::1] cu_history, const int[::1] num_prompt_tokens, const int[::1] banned_ids,
-               const int[::1] cu_banned):
+    def sample(self, logits, params, history_ids, cu_history, num_prompt_tokens, banned_ids, cu_banned, **rules):
         """Draw one token for each row; the arguments are those of `sampling.sample`.
 
         Returns:
@@ -65,20 +62,15 @@ cdef class Sampler:
         Raises:
             ValueError: shapes or offsets do not fit together.
         """
-        cdef Py_ssize_t num_rows = logits.shape[0]
+        num_rows = logits.shape[0]
         ids, status = np.full(num_rows, -1, np.int32), np.zeros(num_rows, np.int32)
+        cdef SampleStep step = SampleStep(
+            logits, params, history_ids, cu_history, num_prompt_tokens, banned_ids, cu_banned, ids, status,
+            self.vocab_size, **rules)
+        cdef sample_job_t job
+        job.batch, job.scratch, job.num_rows, job.next_row = &step.batch, self.scratch, num_rows, 0
         if num_rows == 0:
             return ids, status
-        check_batch(logits, params, history_ids, cu_history, num_prompt_tokens, banned_ids, cu_banned, self.vocab_size)
-        cdef int[::1] ids_view = ids, status_view = status
-        cdef SampleBatch batch
-        cdef sample_job_t job
-        batch.logits, batch.vocab_size, batch.params = &logits[0, 0], logits.shape[1], &params[0]
-        batch.history_ids = &history_ids[0] if history_ids.shape[0] else NULL
-        batch.banned_ids = &banned_ids[0] if banned_ids.shape[0] else NULL
-        batch.cu_history, batch.num_prompt_tokens = &cu_history[0], &num_prompt_tokens[0]
-        batch.cu_banned, batch.token_ids, batch.status = &cu_banned[0], &ids_view[0], &status_view[0]
-        job.batch, job.scratch, job.num_rows, job.next_row = &batch, self.scratch, num_rows, 0
         self.team.check_process()
         with nogil:
             team_run(self.team.ptr, sample_member, &job)

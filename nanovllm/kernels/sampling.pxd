@@ -1,14 +1,6 @@
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
-
-# Why a row has no token.
-cdef enum SampleStatus:
-    SAMPLE_OK = 0
-    SAMPLE_NAN = 1         # a logit is NaN
-    SAMPLE_INFINITE = 2    # a logit is +inf
-    SAMPLE_NOTHING = 3     # every logit is -inf
-    SAMPLE_BAD_ID = 4      # an id to penalize or ban is outside the vocabulary
-    SAMPLE_BAD_SETTINGS = 5
+from nanovllm.kernels.sampling_step cimport RowParams, SampleBatch, TokenBias
 
 
 # Bits of RowParams.flags.
@@ -16,20 +8,16 @@ cdef enum:
     SAMPLE_MIN_P_LAST = 1  # min_p after top_p, as transformers does, instead of before top_k
 
 
-# Settings of one row. Eight-byte fields first, so that there is no padding; ROW_PARAMS_DTYPE is the same layout.
-cdef struct RowParams:
-    double temperature          # below 1e-5: greedy
-    double top_p                # 1: off
-    double min_p                # 0: off
-    double typical_p            # 1: off
-    double repetition_penalty   # 1: off
-    double presence_penalty     # 0: off
-    double frequency_penalty    # 0: off
-    uint64_t seed
-    uint64_t position           # number of tokens of this completion before the one to draw
-    int64_t top_k               # 0: off
-    uint32_t sample_index       # which of the n completions
-    uint32_t flags
+# The ids that concern one row.
+cdef struct RowIds:
+    const int* history_ids    # prompt then completion
+    Py_ssize_t num_history
+    Py_ssize_t num_prompt     # at most num_history
+    const int* banned_ids
+    Py_ssize_t num_banned
+    const uint32_t* mask      # (ceil(vocab_size / 32)) bits of allowed ids; NULL: all
+    const TokenBias* biases
+    Py_ssize_t num_biases
 
 
 # Memory that one thread needs while it works on one row.
@@ -42,30 +30,10 @@ cdef struct SampleScratch:
     int* counts       # (vocab_size), all zero between rows
 
 
-# One step's rows; row i of the ragged arrays is [cu_x[i], cu_x[i + 1]).
-cdef struct SampleBatch:
-    float* logits                  # (num_rows, vocab_size), overwritten
-    Py_ssize_t vocab_size
-    const RowParams* params        # (num_rows)
-    const int* history_ids         # (cu_history[num_rows]) prompt then completion
-    const int* cu_history          # (num_rows + 1)
-    const int* num_prompt_tokens   # (num_rows)
-    const int* banned_ids          # (cu_banned[num_rows])
-    const int* cu_banned           # (num_rows + 1)
-    int* token_ids                 # (num_rows) out; -1 where status is not 0
-    int* status                    # (num_rows) out
-
-
 cdef class SamplingScratch:
     cdef SampleScratch buffers
     cdef readonly Py_ssize_t vocab_size
 
-
-cdef int sample_row(
-    float* logits, Py_ssize_t vocab_size, const RowParams* params,
-    const int* prompt_ids, Py_ssize_t num_prompt, const int* output_ids, Py_ssize_t num_output,
-    const int* banned_ids, Py_ssize_t num_banned, const SampleScratch* scratch, int* token_id,
-) noexcept nogil
 
 cdef void sample_rows(
     const SampleBatch* batch, Py_ssize_t row_begin, Py_ssize_t row_end, const SampleScratch* scratch,

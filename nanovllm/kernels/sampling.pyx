@@ -2,11 +2,12 @@
 
 Owns the order of processors and the arithmetic of a draw. Must not know of sequences, text or `SamplingParams`.
 
-Order, as in vLLM: banned ids, repetition penalty (prompt and completion, each distinct id once), frequency and
-presence penalties (completion only), then the argmax of a greedy row (lowest id wins a tie), or temperature, min_p,
-top_k, top_p, typical_p and the draw. Logits are float32, weights are exp((logit - max) / temperature) in float32, sums
-are float64.
+Order, as in vLLM: mask of allowed ids, banned ids, n-grams (prompt and completion), biases, repetition penalty (prompt
+and completion, each distinct id once), frequency and presence penalties (completion only), DRY (the newest ids of
+both), then the argmax of a greedy row (lowest id wins a tie), or temperature, top_n_sigma, min_p, top_k, top_p,
+typical_p and the draw. Logits are float32, weights are exp((logit - max) / temperature) in float32, sums are float64.
 
+- top_n_sigma drops logits more than so many standard deviations, of all that are not -inf, below the largest.
 - min_p drops weights below min_p times the largest.
 - top_k keeps the k largest logits and all ties with the k-th.
 - top_p drops the smallest weights while their cumulative probability is at most 1 - top_p, and always keeps one; of
@@ -26,6 +27,14 @@ from libc.math cimport INFINITY, fabs, floor, log, nextafter, nextafterf
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
+
+
+from nanovllm.kernels.sampling_step cimport (
+    SAMPLE_BAD_ID, SAMPLE_BAD_SETTINGS, SAMPLE_INFINITE, SAMPLE_NAN, SAMPLE_NO_MEMORY, SAMPLE_NOTHING, SAMPLE_OK,
+    RowParams, SampleBatch, SampleStep, TokenBias,
+)
+
+from nanovllm.kernels.sampling_step import BIAS_DTYPE, DRY_UNLIMITED, STATUS_MESSAGES, pack_mask
 
 
 cdef extern from "csrc/sampling_philox.h" nogil:
@@ -51,25 +60,16 @@ cdef extern from "csrc/sampling_select.h" nogil:
         float* weights, int* ids, int every_id, Py_ssize_t n, float bound, Py_ssize_t ties)
 
 
+cdef extern from "csrc/sampling_edit.h" nogil:
+    void sampling_mask(float* logits, Py_ssize_t vocab_size, const uint32_t* mask)
+    void sampling_ban_ngrams(float* logits, const int* history, Py_ssize_t num_history, Py_ssize_t size)
+    int sampling_dry(
+        float* logits, const int* window, Py_ssize_t num_window, double multiplier, double base,
+        Py_ssize_t allowed_length, Py_ssize_t limit, int* longest)
+    double sampling_deviation(const float* logits, Py_ssize_t n, float row_max)
+
+
 cdef double GREEDY_TEMPERATURE = 1e-5
-
-# Layout of `RowParams` in sampling.pxd.
-ROW_PARAMS_DTYPE = np.dtype([
-    ("temperature", np.float64), ("top_p", np.float64), ("min_p", np.float64), ("typical_p", np.float64),
-    ("repetition_penalty", np.float64), ("presence_penalty", np.float64), ("frequency_penalty", np.float64),
-    ("seed", np.uint64), ("position", np.uint64), ("top_k", np.int64),
-    ("sample_index", np.uint32), ("flags", np.uint32),
-])
-
-STATUS_MESSAGES = {
-    SAMPLE_NAN: "the model's logits contain NaN",
-    SAMPLE_INFINITE: "the model's logits contain +inf",
-    SAMPLE_NOTHING: "no token is allowed: every logit is -inf",
-    SAMPLE_BAD_ID: "a token id to penalize or ban is outside the model's vocabulary",
-    SAMPLE_BAD_SETTINGS: "a sampling setting is NaN or out of range",
-}
-
-
 # What is left of a row after the filters: weights in scratch.weights, ids ascending.
 cdef struct Kept:
     Py_ssize_t count
@@ -80,7 +80,8 @@ cdef struct Kept:
 cdef inline bint settings_in_range(const RowParams* params) noexcept nogil:
     return (
         0 <= params.temperature < INFINITY and params.top_p > 0 and params.min_p <= 1 and params.typical_p > 0
-        and params.repetition_penalty > 0
+        and params.repetition_penalty > 0 and params.top_n_sigma >= 0 and 0 <= params.dry_multiplier < INFINITY
+        and params.dry_base >= 1 and params.dry_allowed_length >= 1 and params.no_repeat_ngram_size >= 0
     )
 
 
@@ -217,24 +218,55 @@ cdef void keep_typical(
     kept.every_id = False
 
 
-# Bans and penalties; fills scratch.group_max and row_max.
-cdef int process_logits(
-    float* logits, Py_ssize_t vocab_size, const RowParams* params,
-    const int* prompt_ids, Py_ssize_t num_prompt, const int* output_ids, Py_ssize_t num_output,
-    const int* banned_ids, Py_ssize_t num_banned, const SampleScratch* scratch, float* row_max,
-) noexcept nogil:
+cdef inline bint needs_history(const RowParams* params) noexcept nogil:
+    return (
+        params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        or params.dry_multiplier > 0 or params.no_repeat_ngram_size > 0
+    )
+
+
+# Mask, bans and biases; the ids have been checked.
+cdef void apply_rules(float* logits, Py_ssize_t vocab_size, const RowParams* params, const RowIds* ids) noexcept nogil:
     cdef Py_ssize_t i
+    if ids.mask != NULL:
+        sampling_mask(logits, vocab_size, ids.mask)
+    for i in range(ids.num_banned):
+        logits[ids.banned_ids[i]] = <float>-INFINITY
+    if 0 < params.no_repeat_ngram_size <= ids.num_history:
+        sampling_ban_ngrams(logits, ids.history_ids, ids.num_history, <Py_ssize_t>params.no_repeat_ngram_size)
+    for i in range(ids.num_biases):
+        logits[ids.biases[i].token_id] += ids.biases[i].bias
+
+
+# Everything before the greedy choice; fills scratch.group_max and row_max.
+cdef int process_logits(
+    float* logits, Py_ssize_t vocab_size, const RowParams* params, const RowIds* ids, const SampleScratch* scratch,
+    float* row_max,
+) noexcept nogil:
+    cdef Py_ssize_t i, window = ids.num_history
     cdef int has_nan
     if not settings_in_range(params):
         return SAMPLE_BAD_SETTINGS
-    if not ids_in_range(banned_ids, num_banned, vocab_size):
+    if not ids_in_range(ids.banned_ids, ids.num_banned, vocab_size):
         return SAMPLE_BAD_ID
-    for i in range(num_banned):
-        logits[banned_ids[i]] = <float>-INFINITY
-    if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
-        if not (ids_in_range(prompt_ids, num_prompt, vocab_size) and ids_in_range(output_ids, num_output, vocab_size)):
+    for i in range(ids.num_biases):
+        if ids.biases[i].token_id < 0 or ids.biases[i].token_id >= vocab_size:
             return SAMPLE_BAD_ID
-        apply_penalties(logits, params, prompt_ids, num_prompt, output_ids, num_output, scratch.counts)
+    if needs_history(params) and not ids_in_range(ids.history_ids, ids.num_history, vocab_size):
+        return SAMPLE_BAD_ID
+    apply_rules(logits, vocab_size, params, ids)
+    if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
+        apply_penalties(
+            logits, params, ids.history_ids, ids.num_prompt, ids.history_ids + ids.num_prompt,
+            ids.num_history - ids.num_prompt, scratch.counts)
+    if params.dry_multiplier > 0:
+        if params.dry_penalty_last_n >= 0:
+            window = min(window, <Py_ssize_t>params.dry_penalty_last_n)
+        if not sampling_dry(
+            logits, ids.history_ids + ids.num_history - window, window, params.dry_multiplier, params.dry_base,
+            <Py_ssize_t>params.dry_allowed_length, <Py_ssize_t>params.dry_limit, scratch.counts,
+        ):
+            return SAMPLE_NO_MEMORY
     row_max[0] = sampling_group_maxima(logits, vocab_size, scratch.group_max, &has_nan)
     if has_nan:
         return SAMPLE_NAN
@@ -262,11 +294,20 @@ cdef Kept filter_row(
     cdef Kept kept
     cdef bint min_p_last = params.flags & SAMPLE_MIN_P_LAST
     cdef const float* source = scratch.weights
-    cdef double bound
+    # top_n_sigma, min_p and top_k each keep a range of the largest logits, so their order does not matter.
+    cdef double bound = -INFINITY
+    if params.top_n_sigma > 0:
+        bound = row_max - params.top_n_sigma * sampling_deviation(logits, vocab_size, row_max)
+    cdef float sigma_bound = <float>bound
     kept.count = vocab_size
     kept.every_id = True
     if 0 < params.top_k < vocab_size:
         gather_top_k(&kept, logits, vocab_size, <Py_ssize_t>params.top_k, scratch)
+        if params.top_n_sigma > 0:
+            keep_from(&kept, sigma_bound, kept.count, scratch)
+    elif params.top_n_sigma > 0:
+        kept.count = gather_from(logits, vocab_size, sigma_bound, scratch)
+        kept.every_id = False
     elif params.min_p > 0 and not min_p_last:
         # A little below the exact bound, which is applied to the weights: it skips exponentials, it decides nothing.
         bound = row_max + params.temperature * (log(params.min_p) - 1e-4)
@@ -275,7 +316,6 @@ cdef Kept filter_row(
     else:
         source = logits
     sampling_exp_row(source, kept.count, row_max, <float>(1.0 / params.temperature), scratch.weights)
-    # top_k is done already: it and min_p both keep a range of the largest logits, so their order does not matter.
     if params.min_p > 0 and not min_p_last:
         keep_from(&kept, <float>params.min_p, kept.count, scratch)
     if params.top_p < 1:
@@ -289,18 +329,14 @@ cdef Kept filter_row(
 
 # Draws one token. Thread-safe as long as each thread has its own scratch. Returns a SampleStatus.
 cdef int sample_row(
-    float* logits, Py_ssize_t vocab_size, const RowParams* params,
-    const int* prompt_ids, Py_ssize_t num_prompt, const int* output_ids, Py_ssize_t num_output,
-    const int* banned_ids, Py_ssize_t num_banned, const SampleScratch* scratch, int* token_id,
+    float* logits, Py_ssize_t vocab_size, const RowParams* params, const RowIds* ids, const SampleScratch* scratch,
+    int* token_id,
 ) noexcept nogil:
     cdef float row_max = 0
     cdef Kept kept
     cdef Py_ssize_t choice
     cdef double uniform
-    cdef int status = process_logits(
-        logits, vocab_size, params, prompt_ids, num_prompt, output_ids, num_output, banned_ids, num_banned, scratch,
-        &row_max,
-    )
+    cdef int status = process_logits(logits, vocab_size, params, ids, scratch, &row_max)
     token_id[0] = -1
     if status != SAMPLE_OK:
         return status
@@ -317,18 +353,24 @@ cdef int sample_row(
 cdef void sample_rows(
     const SampleBatch* batch, Py_ssize_t row_begin, Py_ssize_t row_end, const SampleScratch* scratch,
 ) noexcept nogil:
-    cdef Py_ssize_t row, num_prompt, num_history, first, banned
+    cdef Py_ssize_t row
+    cdef RowIds ids
     for row in range(row_begin, row_end):
-        first = batch.cu_history[row]
-        num_history = batch.cu_history[row + 1] - first
-        num_prompt = min(<Py_ssize_t>batch.num_prompt_tokens[row], num_history)
-        banned = batch.cu_banned[row]
+        ids.history_ids = batch.history_ids + batch.cu_history[row]
+        ids.num_history = batch.cu_history[row + 1] - batch.cu_history[row]
+        ids.num_prompt = min(<Py_ssize_t>batch.num_prompt_tokens[row], ids.num_history)
+        ids.banned_ids = batch.banned_ids + batch.cu_banned[row]
+        ids.num_banned = batch.cu_banned[row + 1] - batch.cu_banned[row]
+        ids.mask = NULL
+        if batch.mask_rows != NULL and batch.mask_rows[row] >= 0:
+            ids.mask = batch.masks + batch.mask_rows[row] * ((batch.vocab_size + 31) // 32)
+        ids.num_biases = 0
+        if batch.cu_biases != NULL:
+            ids.biases = batch.biases + batch.cu_biases[row]
+            ids.num_biases = batch.cu_biases[row + 1] - batch.cu_biases[row]
         batch.status[row] = sample_row(
-            batch.logits + row * batch.vocab_size, batch.vocab_size, &batch.params[row],
-            batch.history_ids + first, num_prompt,
-            batch.history_ids + first + num_prompt, num_history - num_prompt,
-            batch.banned_ids + banned, batch.cu_banned[row + 1] - banned,
-            scratch, &batch.token_ids[row],
+            batch.logits + row * batch.vocab_size, batch.vocab_size, &batch.params[row], &ids, scratch,
+            &batch.token_ids[row],
         )
 
 
@@ -358,59 +400,18 @@ cdef class SamplingScratch:
         free(self.buffers.counts)
 
 
-def pack_row(settings, seed=0, sample_index=0, position=0):
-    """Return one entry of a `ROW_PARAMS_DTYPE` array as a tuple.
-
-    Args:
-        settings: any object with the attributes of the sampling settings.
-        seed: 64-bit key of the row's random stream; negative ones are taken modulo 2**64.
-        sample_index: which of the n completions.
-        position: number of tokens of this completion before the one to draw.
-    """
-    return (
-        settings.temperature, settings.top_p, settings.min_p, settings.typical_p, settings.repetition_penalty,
-        settings.presence_penalty, settings.frequency_penalty, seed % 2**64, position, settings.top_k, sample_index, 0,
-    )
-
-
-cdef check_ragged(str name, const int[::1] cu, Py_ssize_t num_rows, Py_ssize_t total):
-    cdef Py_ssize_t i
-    if cu.shape[0] != num_rows + 1 or cu[0] != 0 or cu[num_rows] != total:
-        raise ValueError(f"{name} must have {num_rows + 1} entries from 0 to {total}")
-    for i in range(num_rows):
-        if cu[i + 1] < cu[i]:
-            raise ValueError(f"{name} must not fall: entry {i + 1} is {cu[i + 1]} after {cu[i]}")
-
-
-def check_batch(
-    const float[:, ::1] logits, const RowParams[::1] params, const int[::1] history_ids, const int[::1] cu_history,
-    const int[::1] num_prompt_tokens, const int[::1] banned_ids, const int[::1] cu_banned, Py_ssize_t max_vocab_size,
-):
-    """Raise ValueError unless the arrays of a step fit together; see `sample` for them."""
-    cdef Py_ssize_t num_rows = logits.shape[0], i
-    if not (params.shape[0] == num_prompt_tokens.shape[0] == num_rows):
-        raise ValueError(f"params and num_prompt_tokens must have {num_rows} entries, like logits")
-    if logits.shape[1] < 1 or logits.shape[1] > max_vocab_size:
-        raise ValueError(f"logits have {logits.shape[1]} columns, expected 1 to {max_vocab_size} as in scratch")
-    check_ragged("cu_history", cu_history, num_rows, history_ids.shape[0])
-    check_ragged("cu_banned", cu_banned, num_rows, banned_ids.shape[0])
-    for i in range(num_rows):
-        if num_prompt_tokens[i] < 0:
-            raise ValueError(f"num_prompt_tokens[{i}] is {num_prompt_tokens[i]}, expected at least 0")
-
-
 def sample(
     float[:, ::1] logits, const RowParams[::1] params, const int[::1] history_ids, const int[::1] cu_history,
     const int[::1] num_prompt_tokens, const int[::1] banned_ids, const int[::1] cu_banned,
-    SamplingScratch scratch not None, int[::1] token_ids, int[::1] status,
+    SamplingScratch scratch not None, int[::1] token_ids, int[::1] status, **rules,
 ):
     """Draw one token for each row of a step.
 
     Args:
-        logits: [num_rows, vocab_size] float32, C-contiguous, overwritten by bans and penalties.
+        logits: [num_rows, vocab_size] float32, C-contiguous, overwritten by everything before the greedy choice.
         params: [num_rows] of `ROW_PARAMS_DTYPE`, read-only.
-        history_ids: prompt then completion ids of each row, joined; int32, read-only. A row without penalties may leave
-            its part empty.
+        history_ids: prompt then completion ids of each row, joined; int32, read-only. A row without penalties, n-grams
+            and DRY may leave its part empty.
         cu_history: [num_rows + 1] int32, where each row's part begins and ends.
         num_prompt_tokens: [num_rows] int32, how many of each row's ids are prompt.
         banned_ids: ids that each row must not draw, joined; int32, read-only.
@@ -418,44 +419,38 @@ def sample(
         scratch: made for at least vocab_size.
         token_ids: [num_rows] int32, written; -1 for a failed row.
         status: [num_rows] int32, written; 0, or a key of `STATUS_MESSAGES`.
+        **rules: masks, [num_masks, ceil(vocab_size / 32)] uint32 as `pack_mask` makes them; mask_rows, [num_rows]
+            int32, which mask each row has or -1; biases, of `BIAS_DTYPE`, joined; cu_biases, [num_rows + 1] int32.
 
     Raises:
         ValueError: shapes or offsets do not fit together.
     """
+    cdef SampleStep step = SampleStep(
+        logits, params, history_ids, cu_history, num_prompt_tokens, banned_ids, cu_banned, token_ids, status,
+        scratch.vocab_size, **rules)
     cdef Py_ssize_t num_rows = logits.shape[0]
-    cdef SampleBatch batch
-    if num_rows == 0:
-        return
-    if token_ids.shape[0] != num_rows or status.shape[0] != num_rows:
-        raise ValueError(f"token_ids and status must have {num_rows} entries, like logits")
-    check_batch(logits, params, history_ids, cu_history, num_prompt_tokens, banned_ids, cu_banned, scratch.vocab_size)
-    batch.logits = &logits[0, 0]
-    batch.vocab_size = logits.shape[1]
-    batch.params = &params[0]
-    batch.history_ids = &history_ids[0] if history_ids.shape[0] else NULL
-    batch.cu_history = &cu_history[0]
-    batch.num_prompt_tokens = &num_prompt_tokens[0]
-    batch.banned_ids = &banned_ids[0] if banned_ids.shape[0] else NULL
-    batch.cu_banned = &cu_banned[0]
-    batch.token_ids = &token_ids[0]
-    batch.status = &status[0]
     with nogil:
-        sample_rows(&batch, 0, num_rows, &scratch.buffers)
+        sample_rows(&step.batch, 0, num_rows, &scratch.buffers)
 
 
 def probabilities(
     const float[::1] logits, *, double temperature=1.0, int64_t top_k=0, double top_p=1.0, double min_p=0.0,
     double typical_p=1.0, double repetition_penalty=1.0, double presence_penalty=0.0, double frequency_penalty=0.0,
-    prompt_ids=(), output_ids=(), banned_ids=(), str order="vllm",
+    double top_n_sigma=0.0, double dry_multiplier=0.0, double dry_base=1.75, int64_t dry_allowed_length=2,
+    int64_t dry_penalty_last_n=-1, int64_t dry_limit=DRY_UNLIMITED, int64_t no_repeat_ngram_size=0,
+    prompt_ids=(), output_ids=(), banned_ids=(), allowed_ids=None, logit_bias=None, str order="vllm",
 ):
     """Return the distribution that a draw with these settings has, as float64 [vocab_size].
 
     Args:
         logits: [vocab_size] float32, read-only.
         temperature: and the other settings: as in `SamplingParams`.
-        prompt_ids: ids of the prompt, for the repetition penalty.
-        output_ids: ids of the completion so far, for all penalties.
+        dry_limit: ids after the newest sequence breaker.
+        prompt_ids: ids of the prompt.
+        output_ids: ids of the completion so far.
         banned_ids: ids of probability 0.
+        allowed_ids: if not None, all others have probability 0.
+        logit_bias: {id: bias}.
         order: "vllm", or "hf" to measure min_p after top_p, as transformers does.
 
     Raises:
@@ -466,9 +461,15 @@ def probabilities(
     cdef SamplingScratch scratch = SamplingScratch(logits.shape[0])
     cdef float[::1] row = np.array(logits, dtype=np.float32)
     # One unused entry keeps the address valid when there are no ids.
-    cdef int[::1] prompt = np.array([*prompt_ids, 0], dtype=np.int32)
-    cdef int[::1] output = np.array([*output_ids, 0], dtype=np.int32)
+    cdef int[::1] history = np.array([*prompt_ids, *output_ids, 0], dtype=np.int32)
     cdef int[::1] banned = np.array([*banned_ids, 0], dtype=np.int32)
+    cdef TokenBias[::1] biases = np.array([*(logit_bias or {}).items(), (0, 0.0)], dtype=BIAS_DTYPE)
+    cdef uint32_t[::1] mask = pack_mask(() if allowed_ids is None else allowed_ids, logits.shape[0])
+    cdef RowIds ids
+    ids.history_ids, ids.num_history, ids.num_prompt = &history[0], history.shape[0] - 1, len(prompt_ids)
+    ids.banned_ids, ids.num_banned = &banned[0], banned.shape[0] - 1
+    ids.biases, ids.num_biases = &biases[0], biases.shape[0] - 1
+    ids.mask = NULL if allowed_ids is None else &mask[0]
     cdef RowParams params
     cdef Kept kept
     cdef float row_max = 0
@@ -479,10 +480,10 @@ def probabilities(
     params.presence_penalty, params.frequency_penalty = presence_penalty, frequency_penalty
     params.seed, params.position, params.sample_index = 0, 0, 0
     params.flags = SAMPLE_MIN_P_LAST if order == "hf" else 0
-    cdef int status = process_logits(
-        &row[0], row.shape[0], &params, &prompt[0], prompt.shape[0] - 1, &output[0], output.shape[0] - 1,
-        &banned[0], banned.shape[0] - 1, &scratch.buffers, &row_max,
-    )
+    params.top_n_sigma, params.dry_multiplier, params.dry_base = top_n_sigma, dry_multiplier, dry_base
+    params.dry_allowed_length, params.dry_penalty_last_n = dry_allowed_length, dry_penalty_last_n
+    params.dry_limit, params.no_repeat_ngram_size = dry_limit, no_repeat_ngram_size
+    cdef int status = process_logits(&row[0], row.shape[0], &params, &ids, &scratch.buffers, &row_max)
     if status != SAMPLE_OK:
         raise ValueError(STATUS_MESSAGES[status])
     result = np.zeros(row.shape[0], dtype=np.float64)

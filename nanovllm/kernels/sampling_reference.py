@@ -5,7 +5,7 @@ Written for reading and as an oracle of the tests; nothing at run time uses it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,47 @@ def penalize(
     repeated = np.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
     scores = np.where(seen, repeated, scores)
     return scores - frequency_penalty * counts - presence_penalty * (counts > 0)
+
+
+def ban_ngrams(scores: np.ndarray, ids: Sequence[int], size: int) -> np.ndarray:
+    """Give -inf to each id that would make the last size - 1 ids an n-gram that came before."""
+    ids, scores = [int(i) for i in ids], scores.copy()
+    for end in range(size, len(ids) + 1):
+        if ids[end - size : end - 1] == ids[len(ids) - size + 1 :]:
+            scores[ids[end - 1]] = -np.inf
+    return scores
+
+
+def penalize_repetitions(
+    scores: np.ndarray,
+    ids: Sequence[int],
+    multiplier: float,
+    base: float,
+    allowed_length: int,
+    last_n: int = -1,
+    limit: int = 2**62,
+) -> np.ndarray:
+    """Return the scores after DRY: multiplier * base ** (length - allowed_length) for what prolongs a repetition.
+
+    Of an id that came before, `length` is how many ids before it equal the last ones of the window.
+    """
+    window = [int(i) for i in ids][len(ids) - last_n if 0 <= last_n < len(ids) else 0 :]
+    longest: dict[int, int] = {}
+    for at in range(1, len(window)):
+        length = 0
+        while length < at and window[at - 1 - length] == window[-1 - length]:
+            length += 1
+        longest[window[at]] = max(longest.get(window[at], 0), min(length, limit))
+    scores = scores.copy()
+    for token_id, length in longest.items():
+        if length >= allowed_length:
+            scores[token_id] -= multiplier * base ** (length - allowed_length)
+    return scores
+
+
+def keep_top_n_sigma(scores: np.ndarray, top_n_sigma: float) -> np.ndarray:
+    """Drop scores more than so many standard deviations, of those that are not -inf, below the largest."""
+    return np.where(scores < scores.max() - top_n_sigma * scores[scores > -np.inf].std(), -np.inf, scores)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -87,18 +128,40 @@ def probabilities(
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
+    top_n_sigma: float = 0.0,
+    dry_multiplier: float = 0.0,
+    dry_base: float = 1.75,
+    dry_allowed_length: int = 2,
+    dry_penalty_last_n: int = -1,
+    dry_limit: int = 2**62,
+    no_repeat_ngram_size: int = 0,
     prompt_ids: Sequence[int] = (),
     output_ids: Sequence[int] = (),
     banned_ids: Sequence[int] = (),
+    allowed_ids: Sequence[int] | None = None,
+    logit_bias: Mapping[int, float] | None = None,
     order: str = "vllm",
 ) -> np.ndarray:
     """Return the distribution that a draw has; the arguments are those of the kernel's `probabilities`."""
     scores = np.array(logits, dtype=np.float64)
+    history = [*prompt_ids, *output_ids]
+    if allowed_ids is not None:
+        scores = np.where(np.isin(np.arange(scores.size), allowed_ids), scores, -np.inf)
     scores[np.array(banned_ids, dtype=np.int64)] = -np.inf
+    if no_repeat_ngram_size > 0:
+        scores = ban_ngrams(scores, history, no_repeat_ngram_size)
+    for token_id, bias in (logit_bias or {}).items():
+        scores[token_id] += bias
     scores = penalize(scores, prompt_ids, output_ids, repetition_penalty, frequency_penalty, presence_penalty)
+    if dry_multiplier > 0:
+        scores = penalize_repetitions(
+            scores, history, dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_limit
+        )
     if temperature < 1e-5:
         return np.eye(1, scores.size, int(np.argmax(scores)))[0]
     scores = scores / temperature
+    if top_n_sigma > 0:
+        scores = keep_top_n_sigma(scores, top_n_sigma)
     if order == "vllm":
         scores = keep_min_p(scores, min_p)
     scores = keep_top_k(scores, top_k)

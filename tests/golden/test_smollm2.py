@@ -106,3 +106,43 @@ def test_perplexity_of_the_passage(llm):
     assert logprobs.shape == (recorded["predicted_tokens"],)
     perplexity = math.exp(-logprobs.astype(np.float64).mean())
     assert perplexity == pytest.approx(recorded["perplexity"], rel=PERPLEXITY_TOLERANCE)
+
+
+def test_perplexity_is_that_of_the_recording(llm):
+    with np.load(DATA / "passage.npz") as stored:
+        expected = stored["logprobs"]
+    recorded = read("passage.json")["f32_weights"]
+    text = (DATA / "passage.txt").read_text(encoding="utf-8")
+    (output,) = llm.perplexity(text, score_first=False, use_tqdm=False)
+    np.testing.assert_allclose(output.logprobs, expected, atol=LOGITS_TOLERANCE, rtol=0)
+    assert output.perplexity == pytest.approx(recorded["perplexity"], rel=PERPLEXITY_TOLERANCE)
+    assert (output.num_tokens, output.num_bytes) == (recorded["predicted_tokens"], len(text.encode()))
+    ids = llm.tokenizer.encode(text)
+    ((scored,),) = llm.score(ids[:1000], [ids[1000:]], use_tqdm=False)
+    np.testing.assert_allclose(scored.logprobs, expected[999:], atol=LOGITS_TOLERANCE, rtol=0)
+
+
+def test_perplexity_rolls_over_a_text_longer_than_the_context(llm):
+    with np.load(DATA / "passage.npz") as stored:
+        ids, expected = stored["ids"].tolist(), stored["logprobs"]
+    short = LLM(FOLDER, dtype="float32", max_model_len=1024, kv_cache_memory="200MiB")
+    (output,) = short.perplexity([ids], score_first=False, use_tqdm=False)
+    assert output.num_tokens == len(ids) - 1
+    # The first window sees what the recording saw; the second has lost 765 tokens of context at its beginning.
+    np.testing.assert_allclose(output.logprobs[:1024], expected[:1024], atol=LOGITS_TOLERANCE, rtol=0)
+    ((last,),) = llm.score(ids[765:1025], [ids[1025:]], use_tqdm=False)
+    np.testing.assert_allclose(output.logprobs[1024:], last.logprobs, atol=1e-4, rtol=0)
+
+
+def test_logprobs_of_four_prompts(llm, arrays):
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, logprobs=20)
+    prompts = [{"prompt_token_ids": row["prompt_ids"]} for row in CHAT["prompts"][:4]]
+    for index, output in enumerate(llm.generate(prompts, params, use_tqdm=False)):
+        ids = output.prompt_token_ids[1:]
+        found = [row[i].logprob for row, i in zip(output.prompt_logprobs[1:], ids, strict=True)]
+        np.testing.assert_allclose(found, arrays[f"prompt_logprobs_{index}"], atol=LOGITS_TOLERANCE, rtol=0)
+        logits = arrays[f"last_logits_{index}"].astype(np.float64)
+        logits -= logits.max()
+        expected = logits - np.log(np.exp(logits).sum())
+        for token_id, entry in output.outputs[0].logprobs[0].items():
+            assert entry.logprob == pytest.approx(expected[token_id], abs=LOGITS_TOLERANCE)

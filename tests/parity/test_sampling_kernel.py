@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nanovllm.kernels import sampling
+from nanovllm.kernels import sampling, sampling_step
 from nanovllm.kernels import sampling_reference as reference
 from nanovllm.sampling_params import SamplingParams
 
@@ -50,7 +50,7 @@ class Step:
         logits = np.array(logits, dtype=np.float32)
         params = np.array(
             [
-                sampling.pack_row(
+                sampling_step.pack_row(
                     row.get("params", SamplingParams()),
                     row.get("seed", 0),
                     row.get("sample_index", 0),
@@ -58,7 +58,7 @@ class Step:
                 )
                 for row in rows
             ],
-            dtype=sampling.ROW_PARAMS_DTYPE,
+            dtype=sampling_step.ROW_PARAMS_DTYPE,
         )
         history, cu_history = join([[*row.get("prompt", ()), *row.get("output", ())] for row in rows])
         banned, cu_banned = join([row.get("banned", ()) for row in rows])
@@ -204,7 +204,7 @@ def test_bad_row_fails_alone(temperature, logits, row, status):
     params = SamplingParams(temperature=temperature, repetition_penalty=1.5)
     good = {"params": SamplingParams(temperature=0, presence_penalty=1.0), "output": [1]}
     step = Step([logits, [0.0, 1.5, 0.75]], [{"params": params, **row}, good])
-    assert status in sampling.STATUS_MESSAGES[step.status[0]]
+    assert status in sampling_step.STATUS_MESSAGES[step.status[0]]
     assert step.token_ids.tolist() == [-1, 2]
     assert step.status[1] == 0
 
@@ -301,7 +301,7 @@ def test_samples_of_one_request_have_streams_of_their_own():
 
 
 def test_negative_seed_is_taken_modulo_two_to_the_64():
-    assert sampling.pack_row(SamplingParams(), -2)[7] == 2**64 - 2
+    assert sampling_step.pack_row(SamplingParams(), -2)[7] == 2**64 - 2
 
 
 def test_pack_row_follows_the_layout():
@@ -314,12 +314,19 @@ def test_pack_row_follows_the_layout():
         presence_penalty=-1.0,
         frequency_penalty=2.0,
         top_k=9,
+        top_n_sigma=1.25,
+        dry_multiplier=0.5,
+        dry_base=3.0,
+        dry_allowed_length=4,
+        dry_penalty_last_n=99,
+        no_repeat_ngram_size=6,
     )
-    packed = np.array([sampling.pack_row(params, 3, 4, 5)], dtype=sampling.ROW_PARAMS_DTYPE)[0]
+    packed = np.array([sampling_step.pack_row(params, 3, 4, 5, 77)], dtype=sampling_step.ROW_PARAMS_DTYPE)[0]
     settings = {name: packed[name].item() for name in packed.dtype.names if hasattr(params, name) and name != "seed"}
     assert settings == {name: getattr(params, name) for name in settings}
-    assert len(settings) == 8
+    assert len(settings) == 14
     assert (packed["seed"], packed["sample_index"], packed["position"], packed["flags"]) == (3, 4, 5, 0)
+    assert packed["dry_limit"] == 77
 
 
 def test_no_rows_is_no_work():
@@ -341,7 +348,7 @@ def test_shapes_are_checked():
 @pytest.mark.parametrize("cu_history", [[0, 2, 1], [0, 1], [1, 1, 1], [0, 0, 9]])
 def test_ragged_offsets_are_checked(cu_history):
     empty, zeros = np.zeros(0, np.int32), np.zeros(3, np.int32)
-    params = np.array([sampling.pack_row(SamplingParams())] * 2, dtype=sampling.ROW_PARAMS_DTYPE)
+    params = np.array([sampling_step.pack_row(SamplingParams())] * 2, dtype=sampling_step.ROW_PARAMS_DTYPE)
     with pytest.raises(ValueError, match="cu_history must"):
         sampling.sample(
             np.zeros((2, 4), np.float32),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.job_file import Limits, Override, PromptSettings, load_job, parse_set
+from jobs.job_file import Limits, Override, PromptSettings, job_from_flags, load_job, parse_set
+from jobs.sharding import Shard
 from nanovllm import ConfigError
 
 BASE = "model: m\ninput: in.jsonl\n"
@@ -93,13 +94,14 @@ def test_a_name_that_looks_like_a_date_is_text(load):
         ("prompt: {template: [x]}", "prompt.template is ['x'], expected text"),
         ("on_overlong: drop", "on_overlong is 'drop', expected one of error, truncate_left"),
         ("prompt: {chat: true}\non_overlong: skip\nlimits: {max_errors: -1}", "line 5: limits.max_errors is -1"),
-        ("prompt: {chat: true}\non_overlong: truncate_left", "line 4: on_overlong: truncate_left is served for raw"),
         ("limits: {max_error_rate: 1.5}", "limits.max_error_rate is 1.5, expected a number from 0 to 1"),
         ("limits: {max_errors: true}", "limits.max_errors is True, expected an integer of at least 0"),
-        ("limits: {deadline: 2h}", "limits.deadline: a deadline is not served by this version: remove the key"),
-        ("limits: {stop_early: true}", "limits.stop_early: stopping early is not served by this version"),
+        ("limits: {deadline: soon}", "limits.deadline is 'soon', expected a time such as 45s, 30m, 2h or 1h30m"),
+        ("limits: {deadline: 0}", "limits.deadline is 0, expected a time such as 45s, 30m, 2h or 1h30m"),
+        ("limits: {stop_early: 1}", "limits.stop_early is 1, expected true or false"),
+        ("shard: 5/4", "line 3: shard is '5/4', expected I/N, such as 0/4: part I of N"),
         ("eval: {task: generate}", "line 3: eval: evaluation is not served by this version"),
-        ("shard: 1/2", "line 3: shard is not a known key"),
+        ("shards: 1/2", "line 3: shards is not a known key"),
         ("name: &a x\noutput: *a", "line 4: the alias *a is not read here: write the value out"),
         ("name: !!python/name:os.system x", "line 3: the tag tag:yaml.org,2002:python/name:os.system is not read"),
         ("output: 'runs/{job}'", "line 3: output: {job} in 'runs/{job}' is unknown: output knows {date} and {name}"),
@@ -118,6 +120,19 @@ def test_refusals_name_line_key_value_and_cure(load, tmp_path, text, message):
 
 def test_flags_of_keys_that_mean_nothing_yet_may_be_off(load):
     assert load("limits: {deadline: null, stop_early: false}").limits == Limits(0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("45s", 45), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), ("90", 90)]
+)
+def test_a_deadline_is_a_length_of_time(load, text, seconds):
+    assert load(f"limits: {{deadline: {text}}}").limits.deadline == seconds
+
+
+def test_a_shard_has_a_folder_of_its_own(load):
+    job = load("shard: 3/4\noutput: out/x")
+    assert (job.shard, job.output.name) == (Shard(3, 4), "x-3-of-4")
+    assert load("shard: 4/4").shard == Shard(0, 4)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +241,20 @@ def test_every_example_is_known():
         "csv_template.yaml",
         "many_inputs.yaml",
         "messages_tools.yaml",
+        "openai_batch.yaml",
         "quickstart.yaml",
         "row_sampling.yaml",
+        "sharded.yaml",
+        "unattended.yaml",
     ]
+
+
+def test_a_job_may_be_written_in_flags_alone(tmp_path):
+    (tmp_path / "in.jsonl").touch()
+    values = {"model": "m", "input": str(tmp_path / "in.jsonl"), "served_model_name": ["a", "b"]}
+    overrides = [Override((key,), value, f"--{key}") for key, value in values.items()]
+    job = job_from_flags(tmp_path / "out.jsonl", overrides)
+    assert (job.model, job.inputs, job.served_model_name) == ("m", (str(tmp_path / "in.jsonl"),), ("a", "b"))
+    assert job.name == "out"
+    with pytest.raises(ConfigError, match=r"--input_format is 'csv', expected one of auto, openai_batch"):
+        job_from_flags(tmp_path / "out.jsonl", [*overrides, Override(("input_format",), "csv", "--input_format")])

@@ -20,7 +20,7 @@ def llm(make_llm):
     made = make_llm()
     yield made
     assert not made.engine.has_unfinished, "a request was left behind"
-    assert not made._states
+    assert not made.dispatcher.states
     made.engine.block_manager.check([])
 
 
@@ -217,7 +217,7 @@ def test_closing_an_iterator_frees_everything(make_llm):
     assert first.finished
     assert llm.engine.has_unfinished
     iterator.close()
-    assert not llm.engine.has_unfinished and not llm._states
+    assert not llm.engine.has_unfinished and not llm.dispatcher.states
     llm.engine.block_manager.check([])
 
 

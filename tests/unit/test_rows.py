@@ -7,7 +7,7 @@ from fake_llm import FakeTokenizer
 
 from jobs import json_text
 from jobs.job_file import PromptSettings
-from jobs.overlong import cut_prompt
+from jobs.overlong import cut_prompt, fit_prompt
 from jobs.prompts import PromptBuilder
 from jobs.readers import RawRow
 from jobs.row_ids import RowIds
@@ -92,7 +92,6 @@ def test_a_template_fills_columns():
         ({"prompt": "x", "sampling": [1]}, "invalid_sampling", "the column 'sampling' must be an object"),
         ({"prompt": "x", "id": 1.5}, "invalid_id", "the column 'id' must be text or an integer"),
         ({"prompt": "x", "id": True}, "invalid_id", "the column 'id' must be text or an integer"),
-        ({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}, "unsupported_row", "OpenAI-Batch"),
         ("text", "invalid_row", "f, line 10 is not an object with columns"),
         (None, "invalid_row", "f, line 10 is not an object with columns"),
     ],
@@ -236,3 +235,51 @@ def test_written_json_is_safe_for_every_reader():
     assert json.loads(text) == {"a": "x\u2028\u2029\ud83d é🙂", "b": [1.5, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_text.dumps(float("nan"))
+
+
+def cut_chat(policy, messages, max_model_len, max_tokens):
+    builder = PromptBuilder(PromptSettings())
+    builder.use_tokenizer(FakeTokenizer())
+    prompt = builder.chat(messages, {})
+    fitted, num_cut = fit_prompt(prompt, policy, FakeTokenizer(), max_model_len, max_tokens)
+    return "".join(map(chr, fitted["prompt_token_ids"][1:])), num_cut
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"), [("truncate_left", "6789"), ("truncate_right", "0123"), ("truncate_middle", "0189")]
+)
+def test_cutting_a_chat_keeps_its_frame(policy, kept):
+    messages = [
+        {"role": "system", "content": "S" * 12},
+        {"role": "user", "content": "0123456789"},
+        {"role": "assistant", "content": "A" * 12},
+        {"role": "user", "content": "?"},
+    ]
+    # BOS, 20 of the system message, 6 + 10 of the user's, 23 of the assistant's, 7 of the last: 67 ids; 61 may stay
+    text, num_cut = cut_chat(policy, messages, 64, 3)
+    assert text == f"<system>{'S' * 12}<user>{kept}<assistant>{'A' * 12}<user>?"
+    assert num_cut == 6
+
+
+def test_a_chat_is_cut_in_the_longest_part_of_its_longest_user_message():
+    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "0123456789"}]
+    messages = [{"role": "user", "content": parts}]
+
+    class JoiningTokenizer(FakeTokenizer):
+        def encode_chat(self, messages, **options):
+            joined = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
+            return super().encode_chat(joined)
+
+    builder = PromptBuilder(PromptSettings())
+    builder.use_tokenizer(JoiningTokenizer())
+    fitted, num_cut = fit_prompt(builder.chat(messages, {}), "truncate_right", JoiningTokenizer(), 15, 2)
+    assert "".join(map(chr, fitted["prompt_token_ids"][1:])) == "<user>ab0123"
+    assert num_cut == 6
+    assert parts[1]["text"] == "0123456789"
+
+
+@pytest.mark.parametrize("messages", [[{"role": "system", "content": "S" * 40}], [{"role": "user", "content": "ab"}]])
+def test_a_chat_that_cannot_be_cut_enough_stays_whole_for_the_engine_to_refuse(messages):
+    text, num_cut = cut_chat("truncate_left", messages, 7, 1)
+    assert text == f"<{messages[0]['role']}>{messages[0]['content']}"
+    assert num_cut == 0

@@ -12,6 +12,7 @@ import pytest
 from fake_llm import FakeLLM
 
 from jobs.job_file import load_job
+from jobs.journal import Journal
 from jobs.run import run_job
 from nanovllm import ConfigError, MemoryBudgetError
 
@@ -40,6 +41,10 @@ class Workshop:
 
     def lines(self, name="results.jsonl"):
         return [json.loads(line) for line in (self.run_folder / name).read_text("utf-8").splitlines()]
+
+    def journaled(self):
+        """The result lines in the journal; every row here has one, behind its head."""
+        return self.lines("journal.jsonl")[2::2]
 
     def manifest(self):
         return json.loads((self.run_folder / "manifest.json").read_text("utf-8"))
@@ -70,12 +75,12 @@ def test_results_come_in_input_order_one_line_for_each_completion(shop):
         "text": "00-",
         "finish_reason": "length",
         "stop_reason": None,
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 2},
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3},
         "error": None,
         "seed": int(hashlib.sha256(b"i0").hexdigest()[:4], 16),
         "row": {"prompt": "row-00", "id": "i0", "kept": [0, None]},
     }
-    assert shop.files() == ["manifest.json", "results.jsonl", "run.log"]
+    assert shop.files() == ["manifest.json", "results.jsonl", "rows.jsonl", "run.log", "status.json"]
 
 
 def test_greedy_rows_have_no_seed(shop):
@@ -206,18 +211,15 @@ def test_manifest_tells_what_was_run(shop):
     assert manifest["started"] <= manifest["ended"]
 
 
-def test_a_finished_run_is_not_overwritten_without_restart(shop):
-    job = shop.job([{"prompt": "abc"}])
-    assert shop.run(job) == 0
-    before = (shop.run_folder / "results.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="holds the results of a finished run: choose another output, or give"):
-        shop.run(job)
-    assert (shop.run_folder / "results.jsonl").read_bytes() == before
-    assert shop.run(shop.job([{"prompt": "xyz"}], "restart: true\n")) == 0
-    assert [line["text"] for line in shop.lines()] == ["zyx"]
+def test_restart_forgets_a_finished_run(shop):
+    assert shop.run(shop.job([{"prompt": "abc"}])) == 0
+    llm = FakeLLM()
+    assert shop.run(shop.job([{"prompt": "abc"}], "restart: true\n"), llm) == 0
+    assert len(llm.seen) == 1
+    assert shop.manifest()["resumes"] == 0
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "manifest.json", "results.partial.jsonl"])
+@pytest.mark.parametrize("name", ["results.jsonl", "manifest.json", "rows.jsonl", "journal.jsonl"])
 def test_files_of_others_are_never_touched(shop, name):
     shop.run_folder.mkdir()
     (shop.run_folder / name).write_text('{"mine": 1}')
@@ -271,8 +273,8 @@ def test_an_internal_failure_keeps_rows_and_traceback(shop):
 
     rows = [{"prompt": f"abc{n}"} for n in range(9)]
     assert shop.run(shop.job(rows), FakeLLM(window=2, on_output=fail)) == 1
-    assert shop.files() == ["manifest.json", "results.partial.jsonl", "run.log"]
-    assert len(shop.lines("results.partial.jsonl")) == 3
+    assert shop.files() == ["journal.jsonl", "manifest.json", "run.log", "status.json"]
+    assert len(shop.journaled()) == 3
     assert "Traceback" in (shop.run_folder / "run.log").read_text()
     said = shop.stderr.splitlines()[-1]
     assert said.startswith("nanovllm run: internal failure (ZeroDivisionError: engine); the traceback is in ")
@@ -289,28 +291,28 @@ def test_a_signal_ends_with_what_is_done(shop, signum, code, name):
 
     job = shop.job([{"prompt": f"abc{n}"} for n in range(20)])
     assert shop.run(job, FakeLLM(window=2, on_output=stop)) == code
-    assert len(shop.lines("results.partial.jsonl")) == 4
+    assert len(shop.journaled()) == 4
     assert not (shop.run_folder / "results.jsonl").exists()
     assert (shop.manifest()["status"], shop.manifest()["exit_code"]) == ("interrupted", code)
     assert f"stopped by {name}: 4 rows are done and kept in" in shop.stderr
     assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == handlers
-    assert shop.run(job) == 0
+    llm = FakeLLM()
+    assert shop.run(job, llm) == 0
     assert len(shop.lines()) == 20
+    assert len(llm.seen) == 16
 
 
 def test_a_signal_never_cuts_a_result(shop, monkeypatch):
-    from jobs.results import PartialFile
+    append = Journal.append
 
-    write = PartialFile.write
-
-    def signal_inside(self, result):
-        if result.index == 2:
+    def signal_inside(self, index, key, values, lines):
+        if index == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        write(self, result)
+        append(self, index, key, values, lines)
 
-    monkeypatch.setattr(PartialFile, "write", signal_inside)
+    monkeypatch.setattr(Journal, "append", signal_inside)
     assert shop.run(shop.job([{"prompt": f"{n}"} for n in range(5)]), FakeLLM(window=1)) == 143
-    assert [line["index"] for line in shop.lines("results.partial.jsonl")] == [0, 1, 2]
+    assert [line["index"] for line in shop.journaled()] == [0, 1, 2]
     assert shop.manifest()["counts"]["rows"] == 3
 
 

@@ -18,8 +18,11 @@ NUM_ROWS = {
     "csv_template": 6,
     "many_inputs": 6,
     "messages_tools": 3,
+    "openai_batch": 3,
     "quickstart": 28,
     "row_sampling": 5,
+    "sharded": 28,
+    "unattended": 28,
 }
 
 

@@ -24,6 +24,13 @@ VLLM_DEFAULTS = {
     "ignore_eos": False,
     "max_tokens": 16,
     "min_tokens": 0,
+    "bad_words": [],
+    "logit_bias": None,
+    "allowed_token_ids": None,
+    "repetition_detection": None,
+    "logprobs": None,
+    "prompt_logprobs": None,
+    "logprob_token_ids": [],
     "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
     "include_stop_str_in_output": False,
@@ -31,8 +38,19 @@ VLLM_DEFAULTS = {
 }
 
 
-def test_defaults_are_vllms_plus_typical_p_off():
-    assert SamplingParams().to_dict() == VLLM_DEFAULTS | {"typical_p": 1.0}
+LLAMA_CPP_DEFAULTS = {
+    "top_n_sigma": 0.0,
+    "dry_multiplier": 0.0,
+    "dry_base": 1.75,
+    "dry_allowed_length": 2,
+    "dry_penalty_last_n": -1,
+    "dry_sequence_breakers": None,
+}
+
+
+def test_defaults_are_vllms_and_all_others_are_off():
+    others = {"typical_p": 1.0, "no_repeat_ngram_size": 0}
+    assert SamplingParams().to_dict() == VLLM_DEFAULTS | LLAMA_CPP_DEFAULTS | others
     assert SamplingParams().to_dict(only_changed=True) == {}
 
 
@@ -64,6 +82,28 @@ def test_defaults_are_vllms_plus_typical_p_off():
         ("stop_token_ids", [0, 7], (0, 7)),
         ("stop_token_ids", np.array([3, 4]), (3, 4)),
         ("repetition_penalty", 1e-3, 1e-3),
+        ("top_n_sigma", -1, 0.0),
+        ("top_n_sigma", 1, 1.0),
+        ("logit_bias", {5: -100}, {5: -100.0}),
+        ("logit_bias", {"7": 1, 5: 2.5}, {5: 2.5, 7: 1.0}),
+        ("logit_bias", {"5": 1e9}, {5: 100.0}),
+        ("logit_bias", {"5": -(10**400)}, {5: -100.0}),
+        ("logit_bias", {}, None),
+        ("allowed_token_ids", [3, 1], (3, 1)),
+        ("bad_words", "no", ("no",)),
+        ("dry_sequence_breakers", [], ()),
+        ("dry_sequence_breakers", "x", ("x",)),
+        ("repetition_detection", {"max_pattern_size": 0, "min_count": 2}, None),
+        (
+            "repetition_detection",
+            {"max_pattern_size": 4.0, "min_count": 3},
+            {"max_pattern_size": 4, "min_pattern_size": 1, "min_count": 3},
+        ),
+        (
+            "repetition_detection",
+            {"max_pattern_size": 4, "min_pattern_size": 0, "min_count": 2},
+            {"max_pattern_size": 4, "min_pattern_size": 1, "min_count": 2},
+        ),
     ],
 )
 def test_value_is_kept_in_one_form(field, given_value, kept):
@@ -112,6 +152,18 @@ def test_value_is_kept_in_one_form(field, given_value, kept):
         ("stop_token_ids", ["2"], "a list of token ids"),
         ("stop_token_ids", 2, "a list of token ids"),
         ("stop_token_ids", "12", "a list of token ids"),
+        ("logit_bias", [5], "a mapping of token ids"),
+        ("logit_bias", "5", "a mapping of token ids"),
+        ("allowed_token_ids", [], "expected at least one id"),
+        ("allowed_token_ids", [-1], "a list of token ids"),
+        ("bad_words", [""], "a non-empty string or a list of them"),
+        ("no_repeat_ngram_size", -1, "an integer of at least 0"),
+        ("top_n_sigma", -2, "a number of at least -1"),
+        ("dry_multiplier", -0.1, "a number of at least 0"),
+        ("dry_base", 0.9, "a number of at least 1"),
+        ("dry_allowed_length", 0, "an integer of at least 1"),
+        ("dry_penalty_last_n", -2, "an integer of at least -1"),
+        ("repetition_detection", 3, "a mapping with max_pattern_size"),
         ("ignore_eos", 1, "true or false"),
         ("detokenize", "yes", "true or false"),
         ("skip_special_tokens", None, "true or false"),
@@ -125,6 +177,67 @@ def test_refusal_names_field_found_and_expected(field, value, expected):
     assert expected in message
     assert len(message) < 250
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("bias", "words"),
+    [
+        ({"abc": 5}, ["key 'abc'", "an integer from 0 to the vocabulary's size - 1"]),
+        ({"1.5": 5}, ["key '1.5'"]),
+        ({True: 5}, ["key True"]),
+        ({1.5: 5}, ["key 1.5"]),
+        ({"9" * 30: 5}, ["key '999"]),
+        ({"5": "x"}, ["key '5' is 'x'", "a number from -100 to 100"]),
+        ({"5": math.nan}, ["key '5' is nan", "a number from -100 to 100"]),
+        ({"5": math.inf}, ["key '5' is inf", "a number from -100 to 100"]),
+        ({"5": None}, ["key '5' is None"]),
+        ({"5": True}, ["key '5' is True"]),
+        ({"5": 1, 5: 2}, ["token id 5 twice"]),
+    ],
+)
+def test_a_wrong_bias_is_named_with_its_key(bias, words):
+    with pytest.raises(ConfigError, match=r"^sampling: logit_bias ") as caught:
+        SamplingParams(logit_bias=bias)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("detection", "words"),
+    [
+        ({}, ["repetition_detection.min_count is None", "at least 2"]),
+        ({"max_pattern_size": 4, "min_count": 1}, ["repetition_detection.min_count is 1", "at least 2"]),
+        ({"max_pattern_size": -1, "min_count": 2}, ["repetition_detection.max_pattern_size is -1"]),
+        ({"max_pattern_size": "4", "min_count": 2}, ["repetition_detection.max_pattern_size is '4'"]),
+        ({"max_pattern_size": 4, "min_pattern_size": 5, "min_count": 2}, ["min_pattern_size is 5", "which is 4"]),
+        ({"max_size": 4}, ["unknown key 'max_size'", "max_pattern_size from 1"]),
+    ],
+)
+def test_a_wrong_repetition_detection_is_named(detection, words):
+    with pytest.raises(ConfigError, match=r"^sampling: ") as caught:
+        SamplingParams(repetition_detection=detection)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "needs_history", "changes_logits"),
+    [
+        ({}, False, False),
+        ({"top_n_sigma": 1, "top_k": 3, "typical_p": 0.5}, False, False),
+        ({"repetition_detection": {"max_pattern_size": 2, "min_count": 2}}, False, False),
+        ({"logit_bias": {1: 1}}, False, True),
+        ({"allowed_token_ids": [1]}, False, True),
+        ({"bad_words": "x"}, False, True),
+        ({"no_repeat_ngram_size": 2}, True, True),
+        ({"presence_penalty": 1}, True, True),
+        ({"dry_multiplier": 1}, True, True),
+        ({"dry_multiplier": 1, "dry_penalty_last_n": 0}, False, False),
+    ],
+)
+def test_what_a_request_needs_is_told(settings, needs_history, changes_logits):
+    params = SamplingParams(**settings)
+    assert (params.needs_history, params.changes_logits) == (needs_history, changes_logits)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +343,16 @@ settings = st.fixed_dictionaries(
         "min_p": st.floats(0, 1),
         "typical_p": st.floats(0, 1, exclude_min=True),
         "seed": st.none() | st.integers(-(2**63), 2**64 - 1),
+        "bad_words": st.none() | st.lists(st.text(min_size=1)),
+        "logit_bias": st.none() | st.dictionaries(st.integers(-5, 2**40), st.floats(-200, 200)),
+        "allowed_token_ids": st.none() | st.lists(st.integers(0, 2**31 - 1), min_size=1),
+        "no_repeat_ngram_size": st.integers(0, 99),
+        "repetition_detection": st.none()
+        | st.fixed_dictionaries({"max_pattern_size": st.integers(0, 99), "min_count": st.integers(2, 99)}),
+        "top_n_sigma": st.floats(-1, 9),
+        "dry_multiplier": st.floats(0, 9),
+        "dry_base": st.floats(1, 9),
+        "dry_sequence_breakers": st.none() | st.lists(st.text(min_size=1)),
         "stop": st.none() | st.text(min_size=1) | st.lists(st.text(min_size=1)),
         "stop_token_ids": st.none() | st.lists(st.integers(0, 2**31 - 1)),
         "ignore_eos": st.booleans(),

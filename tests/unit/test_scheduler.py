@@ -15,8 +15,8 @@ SIZE = 4
 fresh_ids = itertools.count(1000)
 
 
-def make(num_blocks=16, max_num_seqs=8, max_num_batched_tokens=32, caching=False):
-    return Scheduler(BlockManager(num_blocks, SIZE, caching), max_num_seqs, max_num_batched_tokens)
+def make(num_blocks=16, max_num_seqs=8, max_num_batched_tokens=32, caching=False, reorder=True):
+    return Scheduler(BlockManager(num_blocks, SIZE, caching), max_num_seqs, max_num_batched_tokens, reorder)
 
 
 def add(scheduler, prompt, max_total=1000):
@@ -153,6 +153,51 @@ def test_aborting_gives_everything_back(when):
     assert step(scheduler) == []
 
 
+# ---- order of admission
+
+
+def test_sequences_wait_beside_those_that_share_the_most_blocks():
+    scheduler = make(caching=True)
+    prompts = [[1] * 9, [2] * 9, [1] * 4 + [3] * 5, [2] * 4 + [4] * 5, [1] * 9, [5, 5, 5], [1] * 4 + [3] * 5, [1] * 4]
+    seqs = [add(scheduler, prompt) for prompt in prompts]
+    # The last one's only full block holds its newest token, which is computed anyway.
+    assert [seqs.index(seq) for seq in scheduler.waiting] == [0, 4, 2, 6, 1, 3, 5, 7]
+
+
+@pytest.mark.parametrize("settings", [{"caching": True, "reorder": False}, {"caching": False, "reorder": True}])
+def test_the_order_of_arrival_is_kept(settings):
+    scheduler = make(**settings)
+    seqs = [add(scheduler, [i % 2] * 9) for i in range(6)]
+    assert list(scheduler.waiting) == seqs
+
+
+def test_nobody_is_overtaken_without_end(monkeypatch):
+    monkeypatch.setattr("nanovllm.engine.scheduler.REORDER_WINDOW", 3)
+    scheduler = make(caching=True)
+    first, other = add(scheduler, [1] * 9), add(scheduler, [2] * 9)
+    seqs = [add(scheduler, [1] * 9) for _ in range(5)]
+    assert list(scheduler.waiting) == [first, *seqs[:3], other, *seqs[3:]]
+
+
+def test_a_preempted_sequence_is_not_overtaken():
+    scheduler = make(num_blocks=4, caching=True)
+    a, b = add(scheduler, [1] * 8), add(scheduler, [2] * 8)
+    step(scheduler)
+    step(scheduler)
+    assert (list(scheduler.waiting), b.num_preemptions) == ([b], 1)
+    c, d = add(scheduler, [3] * 9), add(scheduler, [2] * 9)
+    assert list(scheduler.waiting) == [b, d, c]
+    assert scheduler.running == [a]
+
+
+def test_who_joins_in_the_step_of_a_last_chunk_shares_it():
+    scheduler = make(max_num_batched_tokens=14, caching=True)
+    a = add(scheduler, [1] * 17)
+    assert step(scheduler) == [(a, 0, 14)]
+    b = add(scheduler, [1] * 16 + [2])
+    assert step(scheduler) == [(a, 14, 3), (b, 16, 1)]
+
+
 @given(
     prompts=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=30), min_size=1, max_size=8),
     num_blocks=st.integers(9, 24),
@@ -160,12 +205,14 @@ def test_aborting_gives_everything_back(when):
     budget=st.integers(1, 40),
     caching=st.booleans(),
     more=st.integers(1, 6),
+    reorder=st.booleans(),
 )
 @settings(max_examples=150)
-def test_every_sequence_finishes_within_the_budgets(prompts, num_blocks, max_num_seqs, budget, caching, more):
-    scheduler = make(num_blocks, max_num_seqs, budget, caching)  # 36 positions hold the longest
+def test_every_sequence_finishes_within_the_budgets(prompts, num_blocks, max_num_seqs, budget, caching, more, reorder):
+    scheduler = make(num_blocks, max_num_seqs, budget, caching, reorder)  # 36 positions hold the longest
     seqs = [add(scheduler, prompt, max_total=len(prompt) + more) for prompt in prompts]
-    age = {seq: i for i, seq in enumerate(seqs)}
+    assert (reorder and caching) or list(scheduler.waiting) == seqs
+    age = {seq: i for i, seq in enumerate(scheduler.waiting)}
     for _ in range(10_000):
         oldest = min((s for s in seqs if s.finish_reason is None), key=age.get, default=None)
         if oldest is None:

@@ -1,0 +1,101 @@
+"""Write the line that answers a call, as readers of hosted batches expect it.
+
+Owns its shape alone. Everything in a line is a function of the call and its completions, so that a run that was
+interrupted, or is done twice, gives the same bytes: ids are hashes and `created` is 0 (the manifest has the times).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from jobs.openai_batch.calls import Call
+from jobs.openai_batch.errors import CallRefused
+from jobs.openai_batch.fields import CHAT
+from jobs.token_scores import chat_shape, text_shape
+from nanovllm import RequestError
+
+_STATUS = {"model_not_found": 404, "invalid_logits": 500}
+# The line itself is at fault, before any endpoint could judge a request.
+_OUTSIDE_HTTP = ("invalid_row", "invalid_batch_line", "invalid_custom_id", "duplicate_id")
+
+
+def answer_line(call: Call, output: Any, num_cut_tokens: int = 0) -> dict[str, Any]:
+    """Make the line of a call that was served.
+
+    Args:
+        call: the call.
+        output: its `nanovllm.RequestOutput`, without an error.
+        num_cut_tokens: prompt tokens that `on_overlong` removed.
+    """
+    num_top = call.num_top_logprobs
+    digest = _digest(call.model, call.endpoint, call.custom_id)
+    num_prompt_tokens = len(output.prompt_token_ids)
+    num_completion_tokens = sum(len(completion.token_ids) for completion in output.outputs)
+    is_chat = call.endpoint == CHAT
+    body = {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{digest}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": 0,
+        "model": call.model,
+        "choices": [_chat_choice(one, num_top) if is_chat else _text_choice(one, num_top) for one in output.outputs],
+        "usage": {
+            "prompt_tokens": num_prompt_tokens,
+            "completion_tokens": num_completion_tokens,
+            "total_tokens": num_prompt_tokens + num_completion_tokens,
+        },
+    }
+    if num_cut_tokens:
+        body["num_cut_tokens"] = num_cut_tokens
+    return _line(call, digest, {"status_code": 200, "request_id": f"req_{digest}", "body": body}, None)
+
+
+def error_line(call: Call, error: RequestError, index: int) -> dict[str, Any]:
+    """Make the line of a call that was not served.
+
+    Args:
+        call: the call, as far as it could be read.
+        error: why it is refused.
+        index: the row's position; it tells lines apart whose `custom_id` does not.
+    """
+    digest = _digest(call.model, str(index), call.custom_id)
+    if error.code in _OUTSIDE_HTTP:
+        return _line(call, digest, None, {"code": error.code, "message": error.message})
+    status = _STATUS.get(error.code, 400)
+    cause = {
+        "message": error.message,
+        "type": "server_error" if status >= 500 else "invalid_request_error",
+        "param": error.param if isinstance(error, CallRefused) else None,
+        "code": error.code,
+    }
+    return _line(call, digest, {"status_code": status, "request_id": f"req_{digest}", "body": {"error": cause}}, None)
+
+
+def _line(call: Call, digest: str, response: dict | None, error: dict | None) -> dict[str, Any]:
+    return {"id": f"batch_req_{digest}", "custom_id": call.custom_id, "response": response, "error": error}
+
+
+def _chat_choice(completion: Any, num_top: int) -> dict[str, Any]:
+    return {
+        "index": completion.index,
+        "message": {"role": "assistant", "content": completion.text, "refusal": None},
+        "logprobs": None if completion.logprobs is None else chat_shape(completion.logprobs, num_top),
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+    }
+
+
+def _text_choice(completion: Any, num_top: int) -> dict[str, Any]:
+    return {
+        "index": completion.index,
+        "text": completion.text,
+        "logprobs": None if completion.logprobs is None else text_shape(completion.logprobs, num_top),
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+    }
+
+
+def _digest(*parts: str | None) -> str:
+    # each part with its length, so that no two lists of parts run together to the same bytes
+    data = "".join(f"{-1 if part is None else len(part)}:{part}" for part in parts)
+    return hashlib.blake2b(data.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

@@ -1,0 +1,140 @@
+"""`status.json`: where a run stands, for whoever looks from outside; and the verdict of `nanovllm status`.
+
+Written by a thread every two seconds, all or nothing, so that a reader always finds whole JSON. The heartbeat tells a
+process that works from one that hangs; process id, start and boot tell one that is alive from one that was killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs import exit_codes, json_text
+from jobs.lock import is_alive, own_identity
+from jobs.progress import Snapshot
+from jobs.run_directory import RunDirectory, read_json
+from nanovllm import ConfigError
+
+TICK_SECONDS = 2.0
+SCHEMA_VERSION = 1
+
+# The words of the manifest's `status` in which a process is at work.
+WORKING = ("starting", "loading", "generating", "finishing")
+
+logger = logging.getLogger("jobs")
+
+
+class StatusFile:
+    """Keeps `status.json` up to date while it is entered."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._phase = "starting"
+        self._snapshot: Callable[[], Snapshot] | None = None
+        self._exit_code: int | None = None
+        self._started = time.time()
+        self._identity = own_identity()
+        self._is_broken = False
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._tick, name="status", daemon=True)
+
+    def __enter__(self) -> StatusFile:
+        self.write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.write()
+
+    def enter(self, phase: str, snapshot: Callable[[], Snapshot] | None = None) -> None:
+        """Begin a phase; `snapshot` gives the numbers from now on."""
+        self._phase = phase
+        self._snapshot = snapshot or self._snapshot
+        self.write()
+
+    def end(self, phase: str, exit_code: int) -> None:
+        """Say how the run ended."""
+        self._phase, self._exit_code = phase, exit_code
+
+    def write(self) -> None:
+        """Write the file now. A disk that takes no more is the journal's affair; the file is then old."""
+        with self._lock:
+            try:
+                text = json_text.dumps(self._values(), indent=2) + "\n"
+                temporary = self._path.with_name(self._path.name + ".tmp")
+                temporary.write_text(text, "utf-8")
+                temporary.replace(self._path)
+            except OSError as error:
+                if not self._is_broken:
+                    logger.warning("%s cannot be written: %s", self._path, error.strerror)
+                self._is_broken = True
+
+    def _tick(self) -> None:
+        while not self._ended.wait(TICK_SECONDS):
+            self.write()
+
+    def _values(self) -> dict[str, Any]:
+        snapshot = self._snapshot() if self._snapshot else None
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "phase": self._phase,
+            "done": snapshot.rows if snapshot else 0,
+            "total": snapshot.total if snapshot else None,
+            "errors": snapshot.errors if snapshot else 0,
+            "kept": snapshot.kept if snapshot else 0,
+            "tokens_per_s": round(snapshot.tokens_per_s, 2) if snapshot else 0.0,
+            "eta_s": _rounded(snapshot.eta_s) if snapshot and self._phase in WORKING else None,
+            "exit_code": self._exit_code,
+            **self._identity,
+            "running_since": round(self._started, 3),
+            "heartbeat": round(time.time(), 3),
+        }
+
+
+def judge(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Say where the run in a directory stands.
+
+    Returns:
+        The exit code of `nanovllm status`, and what is known: a finished or stopped run has the code that its own
+        command had; 6 is a run at work; 1 is one whose process is dead without having said how it ended.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    directory = RunDirectory(folder)
+    status = read_json(directory.status)
+    if status is None:
+        raise ConfigError(f"{folder} holds no status.json: give the output directory of a run")
+    code = status.get("exit_code")
+    if isinstance(code, int):
+        return code, status
+    if is_alive({"pid": status.get("pid"), "started": status.get("started"), "boot": status.get("boot")}):
+        return exit_codes.LOCKED, status
+    return exit_codes.INTERNAL_FAILURE, {**status, "phase": "killed"}
+
+
+def describe(folder: Path, values: dict[str, Any], now: float) -> str:
+    """Say in one line what `judge` found."""
+    total = "" if values.get("total") is None else f"/{values['total']}"
+    parts = [f"{folder}: {values.get('phase')}", f"{values.get('done', 0)}{total} rows"]
+    if values.get("errors"):
+        parts.append(f"{values['errors']} errors")
+    parts.append(f"{values.get('tokens_per_s', 0.0)} tok/s")
+    if values.get("eta_s") is not None:
+        parts.append(f"{values['eta_s']:.0f} s left")
+    if values.get("exit_code") is None:
+        parts.append(f"process {values.get('pid')}, last heard of {max(now - values.get('heartbeat', 0), 0):.0f} s ago")
+    else:
+        parts.append(f"exit code {values['exit_code']}")
+    return ", ".join(parts)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

@@ -1,0 +1,201 @@
+"""Serves requests over one engine: equal ones are joined, every step serves all, each result finds who waits for it.
+
+Several iterators may run at once: a step's results land in the inbox of the iterator that started them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
+
+from nanovllm.completion import CompletionText
+from nanovllm.engine.llm_engine import LLMEngine
+from nanovllm.engine.processors import REPETITION, TokenRules
+from nanovllm.engine.sequence import Sequence
+from nanovllm.errors import RequestError
+from nanovllm.in_flight import Waiter, Work, output_of, refused, sharing_key
+from nanovllm.outputs import Request, RequestOutput
+from nanovllm.prompts import read_prompt
+from nanovllm.sampling_params import SamplingParams, derive_seed
+from nanovllm.token_rules import RuleMaker
+from nanovllm.tokenizer import Tokenizer
+
+# Requests taken in ahead of the running ones, so that the scheduler always finds work; bounds memory for huge inputs.
+WINDOW_STEPS = 4
+
+_END = object()  # of an iterator of requests
+
+
+class Dispatcher:
+    """Everything in flight on one engine.
+
+    Attributes:
+        states: the work and the sample index of each sequence of a request. shared: works that an equal request may
+            join, by their key. scoring: the inbox for each sequence that is only scored.
+        num_deduplicated: requests that joined another.
+    """
+
+    def __init__(
+        self, engine: LLMEngine, tokenizer: Tokenizer, rules: RuleMaker,
+        default_params: Callable[[], SamplingParams], seed: int,
+    ):  # fmt: skip
+        self._engine, self._tokenizer, self._default_params, self._seed = engine, tokenizer, default_params, seed
+        self._rules = rules
+        self.states: dict[Sequence, tuple[Work, int]] = {}
+        self.shared: dict[Hashable, Work] = {}
+        self.scoring: dict[Sequence, deque] = {}
+        self.num_deduplicated = 0
+        self._num_unnamed = 0
+        self._decoded: dict[int, str] = {}
+
+    def serve(self, requests: Iterable[Request | None], window: int | None = None) -> Iterator[RequestOutput]:
+        """Serve requests as they come; see `LLM.generate_iter`."""
+        return self._serve(requests, window, self.start, self.drop, lambda waiter: output_of(waiter, self._decode))
+
+    def run_scoring(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
+        """Run sequences that end with their prompt; yields each when its targets are scored, in any order."""
+
+        def start(seq: Sequence, inbox: deque) -> Sequence:
+            self.scoring[seq] = inbox
+            self._engine.add(seq)
+            return seq
+
+        def drop(seq: Sequence) -> None:
+            self.scoring.pop(seq, None)
+            self._engine.abort(seq)
+
+        return self._serve(sequences, None, start, drop, lambda seq: seq)
+
+    def _serve(
+        self, items: Iterable, window: int | None, start: Callable[[Any, deque], Any], drop: Callable[[Any], None],
+        finish: Callable[[Any], Any],
+    ) -> Iterator:  # fmt: skip
+        """Pull items, at most `window` ahead, and yield what becomes of each; a None says that there is none now.
+
+        `start` begins an item, given the inbox where it is to land, and returns what will land there, or at once a
+        `RequestOutput`. `drop` ends what has not landed, `finish` turns what has landed into what is yielded.
+        """
+        if window is None:
+            window = WINDOW_STEPS * self._engine.limits.max_num_seqs
+        source, inbox, in_flight, exhausted = iter(items), deque(), set(), False
+        try:
+            while True:
+                while not exhausted and len(in_flight) < window:
+                    item = next(source, _END)
+                    if item is None:
+                        break
+                    if item is _END:
+                        exhausted = True
+                    elif isinstance(handle := start(item, inbox), RequestOutput):
+                        yield handle
+                    else:
+                        in_flight.add(handle)
+                while inbox:
+                    handle = inbox.popleft()
+                    in_flight.discard(handle)
+                    yield finish(handle)
+                if not in_flight and exhausted:
+                    return
+                self.step()
+        finally:
+            for handle in in_flight:
+                drop(handle)
+
+    def cancel(self, request_id: str) -> int:
+        """End the requests in flight that have this id; see `LLM.cancel`."""
+        works = dict.fromkeys(work for work, _ in self.states.values())
+        found = [waiter for work in works for waiter in work.waiters if waiter.request.request_id == request_id]
+        for waiter in found:
+            self.drop(waiter)
+            waiter.inbox.append(waiter)
+        return len(found)
+
+    def start(self, request: Request, inbox: deque, shares: bool = True) -> Waiter | RequestOutput:
+        """Queue a request's sequences or join an equal request's, or return why it is refused."""
+        ids: list[int] = []
+        text = None
+        try:
+            if isinstance(request.prompt, RequestError):
+                raise request.prompt
+            params = request.sampling_params or self._default_params()
+            text, ids = read_prompt(request.prompt, self._tokenizer)
+            self._engine.check_prompt(ids)
+            self._engine.check_params(params)
+            rules = self._rules.make(params)
+        except RequestError as error:
+            return refused(request, text, ids, error)
+        key = sharing_key(ids, params) if shares else None
+        work = self.shared.get(key)
+        if work is None:
+            work = self._queue(key, ids, params, rules, request.request_id)
+        else:
+            self.num_deduplicated += 1
+        waiter = Waiter(request, text, inbox, work)
+        work.waiters.append(waiter)
+        return waiter
+
+    def _queue(
+        self, key: Hashable, ids: list[int], params: SamplingParams, rules: TokenRules | None, name: str | None
+    ) -> Work:
+        work = Work(key, ids, params, num_open=params.n)
+        # An id that the model cannot produce ends nothing, and banning it until min_tokens would be an error.
+        stop_ids = frozenset(i for i in params.stop_token_ids if i < self._engine.spec.vocab_size)
+        if not params.ignore_eos:
+            stop_ids |= frozenset(self._engine.spec.eos_token_ids)
+        if name is None:  # requests without a key still must not all draw alike
+            name, self._num_unnamed = f"unnamed-{self._num_unnamed}", self._num_unnamed + 1
+        seed = derive_seed(self._seed, name) if params.seed is None else params.seed
+        for i in range(params.n):
+            targets = ids[1:] if params.prompt_logprobs is not None and i == 0 else []
+            seq = Sequence(name, list(ids), params, i, stop_ids, seed=seed, targets=targets, rules=rules)
+            work.seqs.append(seq)
+            work.texts.append(CompletionText(self._tokenizer, params, ids))
+            self.states[seq] = (work, i)
+            self._engine.add(seq)
+        if key is not None:
+            self.shared[key] = work
+        return work
+
+    def step(self) -> None:
+        """Run one step of the engine and hand over what has ended."""
+        for seq in self._engine.step():
+            if (inbox := self.scoring.pop(seq, None)) is not None:
+                inbox.append(seq)
+                continue
+            work, i = self.states[seq]
+            text = work.texts[i]
+            by_token = seq.finish_reason == "stop" and seq.stop_reason != REPETITION
+            if seq.finish_reason != "error" and not (by_token and not work.params.include_stop_str_in_output):
+                stop = text.push(seq.token_ids[-1], seq.num_completion)
+                if stop is not None and not by_token:
+                    self._engine.abort(seq, "stop")
+                    seq.finish_reason, seq.stop_reason = "stop", stop
+            if seq.finish_reason is not None:
+                text.finish()
+                del self.states[seq]
+                work.num_open -= 1
+                if work.num_open == 0:
+                    self.shared.pop(work.key, None)
+                    for waiter in work.waiters:
+                        waiter.inbox.append(waiter)
+
+    def drop(self, waiter: Waiter) -> None:
+        """End a request; what it computes ends too unless an equal request waits for it."""
+        work = waiter.work
+        if waiter in work.waiters:
+            work.waiters.remove(waiter)
+        if work.waiters or not work.num_open:
+            return
+        work.num_open = 0
+        if self.shared.get(work.key) is work:
+            del self.shared[work.key]
+        for seq, text in zip(work.seqs, work.texts, strict=True):
+            if self.states.pop(seq, None) is not None:
+                self._engine.abort(seq)
+                text.finish()
+
+    def _decode(self, token_id: int) -> str:
+        if token_id not in self._decoded:
+            self._decoded[token_id] = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return self._decoded[token_id]

@@ -1,0 +1,67 @@
+"""What a watcher reads of a run, and the verdict of `nanovllm status`."""
+
+import json
+
+import pytest
+
+from jobs.cli import main
+from jobs.lock import own_identity
+from jobs.progress import Snapshot
+from jobs.status import StatusFile, describe
+
+SNAPSHOT = Snapshot(rows=6, total=10, errors=1, running=2, waiting=4, completion_tokens=50, seconds=4.0, kept=2)
+
+
+def read(folder):
+    return json.loads((folder / "status.json").read_text())
+
+
+def test_the_file_tells_phase_numbers_and_process(tmp_path):
+    with StatusFile(tmp_path / "status.json") as status:
+        assert read(tmp_path)["phase"] == "starting"
+        status.enter("generating", lambda: SNAPSHOT)
+        values = read(tmp_path)
+        assert (values["phase"], values["done"], values["total"], values["errors"]) == ("generating", 6, 10, 1)
+        # four rows of this process in four seconds, four to go
+        assert (values["tokens_per_s"], values["eta_s"]) == (12.5, 4.0)
+        assert {key: values[key] for key in own_identity()} == own_identity()
+        assert values["exit_code"] is None
+        status.end("finished", 0)
+    assert (read(tmp_path)["phase"], read(tmp_path)["exit_code"], read(tmp_path)["eta_s"]) == ("finished", 0, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_an_unwritable_file_does_not_end_the_run(tmp_path):
+    with StatusFile(tmp_path / "gone" / "status.json") as status:
+        status.enter("loading")
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 5, 130, 143])
+def test_the_exit_code_of_an_ended_run_is_its_own(tmp_path, capsys, code):
+    with StatusFile(tmp_path / "status.json") as status:
+        status.end("ended", code)
+    assert main(["status", str(tmp_path)]) == code
+    assert f"ended, 0 rows, 0.0 tok/s, exit code {code}" in capsys.readouterr().out
+
+
+def test_a_run_at_work_is_6_and_a_killed_one_1(tmp_path, capsys):
+    with StatusFile(tmp_path / "status.json") as status:
+        status.enter("generating", lambda: SNAPSHOT)
+        assert main(["status", str(tmp_path)]) == 6
+        assert "generating, 6/10 rows, 1 errors, 12.5 tok/s, 4 s left, process " in capsys.readouterr().out
+        values = read(tmp_path)
+    (tmp_path / "status.json").write_text(json.dumps({**values, "started": 1}))
+    assert main(["status", str(tmp_path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["phase"] == "killed"
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{"])
+def test_no_run_is_2(tmp_path, capsys, content):
+    if content is not None:
+        (tmp_path / "status.json").write_text(content)
+    assert main(["status", str(tmp_path)]) == 2
+    assert "holds no status.json: give the output directory of a run" in capsys.readouterr().err
+
+
+def test_a_heartbeat_from_the_future_is_no_negative_age(tmp_path):
+    assert "last heard of 0 s ago" in describe(tmp_path, {"phase": "x", "heartbeat": 100.0, "pid": 1}, now=50.0)
