@@ -222,6 +222,13 @@ def test_bad_row_fails_alone(temperature, logits, row, status):
         {"typical_p": -0.5},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": math.nan},
+        {"top_n_sigma": math.nan},
+        {"top_n_sigma": -1.0},
+        {"dry_multiplier": math.inf},
+        {"dry_multiplier": -1.0},
+        {"dry_base": 0.5},
+        {"dry_allowed_length": 0},
+        {"no_repeat_ngram_size": -1},
     ],
     ids=str,
 )
