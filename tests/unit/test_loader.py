@@ -98,7 +98,7 @@ def test_tensor_that_is_not_in_the_shard_the_index_names(sharded):
 
 
 @pytest.mark.parametrize(
-    "shard", ["../model-00001-of-00003.safetensors", "/tmp/x.safetensors", "a/../../x.safetensors"]
+    "shard", ["../model-00001-of-00003.safetensors", "/x.safetensors", "a/../../x.safetensors"]
 )
 def test_shard_outside_the_directory_is_refused(sharded, shard):
     shutil.copy(sharded / SHARDS[0], sharded.parent / SHARDS[0])
