@@ -97,9 +97,7 @@ def test_tensor_that_is_not_in_the_shard_the_index_names(sharded):
     refused(sharded, "says that", SHARDS[0], "holds the tensor 'model.norm.weight', which is not there")
 
 
-@pytest.mark.parametrize(
-    "shard", ["../model-00001-of-00003.safetensors", "/x.safetensors", "a/../../x.safetensors"]
-)
+@pytest.mark.parametrize("shard", ["../model-00001-of-00003.safetensors", "/x.safetensors", "a/../../x.safetensors"])
 def test_shard_outside_the_directory_is_refused(sharded, shard):
     shutil.copy(sharded / SHARDS[0], sharded.parent / SHARDS[0])
     edit_index(sharded, lambda index: index["weight_map"].update({"model.norm.weight": shard}))
