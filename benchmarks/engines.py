@@ -103,7 +103,17 @@ def openvino(model: str, dtype: str, threads: int) -> tuple[Run, str]:
     return run, package.__version__
 
 
-ENGINES = {"nanovllm": nanovllm, "vllm": vllm, "transformers": transformers, "openvino": openvino}
+def llamacpp(model: str, dtype: str, threads: int) -> tuple[Run, str]:
+    """Load llama.cpp."""
+    from llamacpp import LlamaCpp
+
+    engine = LlamaCpp(model, dtype, threads)
+    return engine.run, engine.version
+
+
+ENGINES = {
+    "nanovllm": nanovllm, "vllm": vllm, "transformers": transformers, "openvino": openvino, "llamacpp": llamacpp,
+}  # fmt: skip
 
 
 def main() -> None:

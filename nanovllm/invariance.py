@@ -1,8 +1,9 @@
 """`nanovllm bench --check-invariance`: does a request get the same bits whatever runs beside it?
 
-Sixty requests of mixed lengths and settings run alone, then in batches of different sizes, reversed, on one and more
-threads, with small and large prefill chunks, and with a KV cache that forces preemptions. Token ids and log
-probabilities must be equal bit for bit. The engine promises this for every dtype with its own kernels (`gemm: native`).
+Requests of mixed lengths and settings run alone, then in batches of different sizes, reversed, on one or more threads,
+with small and large prefill chunks, with and without prefix caching, and with a KV cache that forces preemptions.
+Token ids and log probabilities of all samples must be equal bit for bit. The engine promises this for every dtype with
+its own kernels (`gemm: native`).
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ NEW_TOKENS = 48
 LONGEST_PROMPT = 160
 
 
-def make_requests(vocab_size: int, seed: int = 0) -> list[Request]:
-    """Return requests of mixed lengths; greedy and sampled, some with penalties, some sharing a beginning."""
+def make_requests(vocab_size: int, count: int = NUM_REQUESTS, seed: int = 0) -> list[Request]:
+    """Return requests of mixed lengths, some sharing a beginning.
+
+    Greedy ones and sampled ones of 1 to 4 samples, with and without penalties, log probabilities and prompt logprobs.
+    """
     rng = np.random.default_rng(seed)
     shared = rng.integers(0, vocab_size, 70).tolist()
     requests = []
-    for i in range(NUM_REQUESTS):
+    for i in range(count):
         ids = rng.integers(0, vocab_size, int(rng.integers(1, LONGEST_PROMPT - 70))).tolist()
         prompt = shared + ids if i % 5 == 0 else ids
         params = SamplingParams(
-            temperature=0.0 if i % 2 else 0.9, top_k=(0, 20, 0)[i % 3], top_p=(1.0, 0.9)[i % 2], seed=i,
-            repetition_penalty=1.2 if i % 7 == 0 else 1.0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=1,
+            temperature=0.0 if i % 2 else 0.9, top_k=(0, 20, 0)[i % 3], top_p=(1.0, 0.9)[i % 4 // 2], seed=i,
+            n=1 if i % 2 else 1 + i // 2 % 4, repetition_penalty=1.2 if i % 7 == 0 else 1.0, max_tokens=NEW_TOKENS,
+            ignore_eos=True, logprobs=(None, 0, 1, 5)[i % 4], prompt_logprobs=1 if i % 11 == 0 else None,
         )  # fmt: skip
         requests.append(Request(prompt, params, str(i), data=i))
     return requests
@@ -44,33 +49,36 @@ def _answers(llm: LLM, requests: list[Request], group: int) -> dict[int, tuple]:
     found = {}
     for start in range(0, len(requests), group):
         for output in llm.generate_iter(requests[start : start + group]):
-            completion = output.outputs[0]
-            chosen = [step[i].logprob for step, i in zip(completion.logprobs, completion.token_ids, strict=True)]
-            found[output.data] = (tuple(completion.token_ids), np.array(chosen, np.float64).tobytes())
+            steps = [step for completion in output.outputs for step in completion.logprobs or []]
+            steps += (output.prompt_logprobs or [None])[1:]
+            scores = [(token_id, entry.logprob) for step in steps for token_id, entry in step.items()]
+            ids = tuple(tuple(completion.token_ids) for completion in output.outputs)
+            found[output.data] = (ids, np.array(scores, np.float64).tobytes())
     return found
 
 
-def variants(tight_cache: int) -> Iterator[tuple[str, dict[str, Any], int, bool]]:
+def variants(count: int, tight_cache: int) -> Iterator[tuple[str, dict[str, Any], int, bool]]:
     """Yield (name, settings of LLM, requests in flight, reversed order)."""
-    yield "batches of 2", {}, 2, False
-    yield "batches of 7", {}, 7, False
-    yield "all 60 at once", {}, 60, False
-    yield "all at once, reversed", {}, 60, True
-    yield "one thread", {"threads": 1}, 60, False
-    yield "two threads", {"threads": 2}, 60, False
-    yield "prefill chunks of 16", {"max_num_batched_tokens": 16}, 60, False
-    yield "prefill chunks of 512", {"max_num_batched_tokens": 512}, 60, False
-    yield "no prefix caching", {"enable_prefix_caching": False}, 60, False
-    yield "a cache that forces preemptions", {"kv_cache_memory": tight_cache}, 60, False
+    for size in (2, 7, 32):
+        yield f"batches of {size}", {}, size, False
+    yield f"all {count} at once", {}, count, False
+    yield "all at once, reversed", {}, count, True
+    yield "one thread", {"threads": 1}, count, False
+    yield "two threads", {"threads": 2}, count, False
+    yield "prefill chunks of 16", {"max_num_batched_tokens": 16}, count, False
+    yield "prefill chunks of 512", {"max_num_batched_tokens": 512}, count, False
+    yield "no prefix caching", {"enable_prefix_caching": False}, count, False
+    yield "a cache that forces preemptions", {"kv_cache_memory": tight_cache}, count, False
 
 
 def check_invariance(
-    model: Any, *, progress: Callable[[str], None] | None = None, **settings: Any
+    model: Any, *, num_requests: int = NUM_REQUESTS, progress: Callable[[str], None] | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
     """Run every variant.
 
     Args:
         model: a Hugging Face directory or hub id.
+        num_requests: how many requests.
         progress: called with a few words before each part.
         settings: keyword arguments of `LLM`, such as dtype.
 
@@ -82,13 +90,13 @@ def check_invariance(
     settings = {"max_model_len": length, **settings}
     say("each request alone")
     llm = LLM(model, **settings)
-    requests = make_requests(llm.engine.spec.vocab_size)
+    requests = make_requests(llm.engine.spec.vocab_size, num_requests)
     alone = _answers(llm, requests, 1)
-    # Room for seven of the longest sequences, where sixty of mixed length want to run and grow.
+    # Room for seven of the longest sequences, where many of mixed length want to run and grow.
     tight = block_bytes(llm.engine.spec, llm.engine.dtype) * 7 * -(-length // BLOCK_SIZE)
     del llm
     rows = []
-    for name, changes, group, backwards in variants(tight):
+    for name, changes, group, backwards in variants(num_requests, tight):
         say(name)
         llm = LLM(model, **(settings | changes))
         found = _answers(llm, requests[::-1] if backwards else requests, group)

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check-invariance", action="store_true", help="check instead that no request depends on what runs beside it"
     )
+    parser.add_argument("--requests", type=int, default=60, help="with --check-invariance: how many requests")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -32,7 +33,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         settings["threads"] = arguments.threads
     if arguments.check_invariance:
-        return _show_invariance(check_invariance(resolve_model(arguments.model), progress=_say, **settings), arguments)
+        settings |= {"num_requests": arguments.requests, "progress": _say}
+        return _show_invariance(check_invariance(resolve_model(arguments.model), **settings), arguments)
     result = bench_model(resolve_model(arguments.model), repeats=arguments.repeats, progress=_say, **settings)
     if arguments.json:
         from jobs import json_text
