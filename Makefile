@@ -30,7 +30,7 @@ quickstart: $(DEMO_MODEL)/config.json $(KERNELS)
 
 # Without a package index the tests that need the real model are left out, and said to be; CI must have it.
 test: $(DEV) $(KERNELS)
-	$(PY) -m pytest $(wildcard tests/unit tests/parity tests/golden tests/kill) -m "not weights"
+	$(PY) -m pytest $(wildcard tests/unit tests/parity tests/golden tests/lm_eval tests/browser tests/kill) -m "not weights"
 	@if $(BIN)/nanovllm fetch-demo --quiet $(DEMO_MODEL); then \
 	  NANOVLLM_DEMO_MODEL=$(abspath $(DEMO_MODEL)) $(PY) -m pytest tests -m weights; \
 	elif [ "$$CI" = true ]; then exit 2; \

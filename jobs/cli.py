@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import signal
 import sys
 import traceback
+import warnings
 
 import nanovllm
 from jobs import exit_codes
@@ -20,14 +22,18 @@ from jobs import exit_codes
 COMMANDS = {
     "run": ("jobs.commands.run", "run a job file: prompts in, results out"),
     "status": ("jobs.commands.status", "show where a run stands, from outside"),
+    "report": ("jobs.commands.report", "write a finished run as one HTML page"),
+    "compare": ("jobs.commands.compare", "compare two evaluations row by row"),
     "merge": ("jobs.commands.merge", "join the runs of a job's shards"),
     "run-batch": ("jobs.commands.run_batch", "answer an OpenAI batch: its lines in, response lines out"),
     "check": ("jobs.commands.check", "look at every row of a job file without generating"),
     "generate": ("jobs.commands.generate", "generate from one prompt"),
     "convert": ("jobs.commands.convert", "turn a GGUF file into a Hugging Face directory"),
     "fetch-demo": ("jobs.commands.fetch_demo", "get the small demo model"),
+    "lm-eval": ("jobs.commands.lm_eval", "run tasks of lm-evaluation-harness"),
     "bench": ("jobs.commands.bench", "measure a model's speed on this machine"),
     "info": ("jobs.commands.info", "show the machine, or a model"),
+    "completion": ("jobs.commands.completion", "print a script that lets a shell complete commands"),
 }
 
 
@@ -75,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
         return exit_codes.for_signal(signal.SIGINT)
     name = f"nanovllm {arguments.command}"
     try:
-        code = arguments.main(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _log_warning
+            code = arguments.main(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -90,6 +98,11 @@ def main(argv: list[str] | None = None) -> int:
         _say(traceback.format_exc().rstrip())
         _say(f"{name}: internal failure ({type(error).__name__}); the traceback is above")
         return exit_codes.INTERNAL_FAILURE
+
+
+def _log_warning(message: Warning | str, *place: object) -> None:
+    """Say a warning without its place in the source; a run shows it and has it in its log."""
+    logging.getLogger("nanovllm").warning("%s", message)
 
 
 def _replace_closed_streams() -> None:

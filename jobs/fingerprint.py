@@ -28,7 +28,6 @@ _WITHOUT_EFFECT = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "kv_cache_memory",
-    "enable_prefix_caching",
     "reorder",
 )
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
@@ -66,6 +65,19 @@ class Fingerprints:
         prompt.update(_hash([row.num_cut_tokens, self._template if row.prompt.is_chat else None, body]).encode())
         return f"{self._common}:{prompt.hexdigest()}:{_hash([self._named(sampling), num_tokens, derived])}"
 
+    def of_scored(self, prompt: Any, continuations: list[str] | None, is_chat: bool, depends_on_length: bool) -> str:
+        """Give the fingerprint of a prompt whose continuations are scored, or of a text that is scored by itself.
+
+        Args:
+            prompt: text or ids.
+            continuations: texts, None for a text by itself.
+            is_chat: whether the chat template made the prompt.
+            depends_on_length: whether the result is another where `max_model_len` is another.
+        """
+        room = self._max_model_len if depends_on_length else None
+        parts = [prompt, continuations, self._template if is_chat else None]
+        return f"{self._common}:{_hash(parts)}:{_hash(['scored', room])}"
+
     def _named(self, sampling: Any) -> str:
         """Name the parameters of a row; most rows share one object."""
         if sampling is not self._last_sampling:
@@ -81,9 +93,9 @@ def changed_parts(old: str, new: str) -> list[str]:
     return [name for name, before, now in pairs if before != now]
 
 
-def row_digest(index: int, row_id: str, columns: Any) -> str:
-    """Name what a result line repeats of its row."""
-    return _hash([index, row_id, columns])
+def row_digest(row: Row, *more: Any) -> str:
+    """Name what a result line repeats of its row, and what else it follows from."""
+    return _hash([row.index, row.id, row.columns, row.num_cached_tokens, *more])
 
 
 def run_facts(job: Job, source: RowSource, model_dir: Path | None) -> dict[str, str] | None:
@@ -99,6 +111,7 @@ def run_facts(job: Job, source: RowSource, model_dir: Path | None) -> dict[str, 
     try:
         identity = model_info(model_dir)["identity"]
         inputs = [_file_hash(Path(path)) for path in source.paths] if _is_repeatable(source) else None
+        few_shot = [_file_hash(Path(path)) for path in _few_shot_files(job)]
     except (UsageError, OSError):
         return None
     if inputs is None:
@@ -107,7 +120,7 @@ def run_facts(job: Job, source: RowSource, model_dir: Path | None) -> dict[str, 
     template = Path(job.engine.get("chat_template") or "")
     values = job.as_json()
     engine = {key: value for key, value in job.engine.items() if key not in _WITHOUT_EFFECT}
-    return {
+    facts = {
         "model": _hash([identity, [[path.name, _file_hash(path)] for path in files]]),
         "chat template": _file_hash(template) if template.is_file() else "",
         "input": _hash(inputs),
@@ -116,6 +129,13 @@ def run_facts(job: Job, source: RowSource, model_dir: Path | None) -> dict[str, 
         "engine": _hash([engine, machine_info()["kernels"]]),
         "rows": _hash([job.limit, values.get("shard")]),
     }
+    if job.eval is not None:
+        facts["evaluation"] = _hash([{**values["eval"], "gate": None}, few_shot])
+    return facts
+
+
+def _few_shot_files(job: Job) -> tuple[str, ...]:
+    return job.eval.few_shot.inputs if job.eval is not None and job.eval.few_shot is not None else ()
 
 
 def _is_repeatable(source: RowSource) -> bool:

@@ -85,6 +85,10 @@ class RowSource:
 
 def row_source(job: Job, stdin: BinaryIO | None = None) -> RowSource:
     """Open the rows of a job."""
+    if job.eval is not None and job.eval.whole_file:
+        from jobs.evaluation.whole_files import WholeFiles
+
+        return WholeFiles(list(job.inputs), stdin)
     return RowSource(list(job.inputs), stdin, is_batch=True if job.input_format == "openai_batch" else None)
 
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import yaml_text
 from jobs.paths import STDIN, expand_output, expand_variables, find_inputs
 from jobs.settings import Document, Section, hint, parse_flag_value
 from jobs.sharding import Shard, parse_shard
 from nanovllm import ConfigError
+
+if TYPE_CHECKING:
+    from jobs.evaluation.settings import EvalSettings
 
 OVERLONG_POLICIES = ("error", "truncate_left", "truncate_right", "truncate_middle", "skip")
 INPUT_FORMATS = ("auto", "openai_batch")
@@ -82,6 +86,7 @@ class Job:
         served_model_name: names that calls of an OpenAI batch may use for the model; empty allows every name.
         limit: read only so many rows; None is all.
         shard: do only this part of the rows; None is all.
+        eval: what makes it an evaluation; None in a generation job.
     """
 
     name: str
@@ -101,6 +106,7 @@ class Job:
     shard: Shard | None = None
     restart: bool = False
     progress: str = "auto"
+    eval: EvalSettings | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Give the job as JSON values under the names of a job file, for the manifest."""
@@ -109,6 +115,7 @@ class Job:
             values[key] = str(values[key])
         values["shard"] = None if self.shard is None else str(self.shard)
         values["input"] = list(values.pop("inputs"))
+        values["eval"] = None if self.eval is None else self.eval.as_json()
         return values
 
 
@@ -170,12 +177,13 @@ def _parse(path: Path) -> Document:
 
 def _read_job(document: Document, path: Path, today: datetime.date) -> Job:
     root = Section(document)
-    root.not_served("eval", "evaluation is")
     folder = path.resolve().parent
     name = root.text("name", path.stem)
     prompt = _read_prompt(root.section("prompt"), root.has("prompt"))
     shard = _read_shard(root)
     model_folder = Path.cwd() if root.is_from_flag("model") else folder
+    sampling = _read_sampling(root.section("sampling"), folder)
+    on_overlong = root.choice("on_overlong", OVERLONG_POLICIES, "error")
     job = Job(
         name=name,
         path=path,
@@ -184,9 +192,9 @@ def _read_job(document: Document, path: Path, today: datetime.date) -> Job:
         inputs=tuple(_read_inputs(root, folder)),
         output=_read_output(root, folder, name, today, shard),
         prompt=prompt,
-        sampling=_read_sampling(root.section("sampling")),
+        sampling=sampling,
         engine=_read_engine(root.section("engine")),
-        on_overlong=root.choice("on_overlong", OVERLONG_POLICIES, "error"),
+        on_overlong=on_overlong,
         limits=_read_limits(root.section("limits")),
         input_format=root.choice("input_format", INPUT_FORMATS, "auto"),
         served_model_name=tuple(root.texts("served_model_name")),
@@ -194,6 +202,7 @@ def _read_job(document: Document, path: Path, today: datetime.date) -> Job:
         shard=shard,
         restart=root.flag("restart", False),
         progress=root.choice("progress", PROGRESS_MODES, "auto"),
+        eval=_read_evaluation(root, folder, prompt, sampling, on_overlong),
     )
     root.finish()
     return job
@@ -233,6 +242,7 @@ def _read_output(root: Section, folder: Path, name: str, today: datetime.date, s
     is_from_flag = root.is_from_flag("output")
     start = Path.cwd() if is_from_flag else folder
     path = start / Path(expand_output(text, name, today, root.place("output"))).expanduser()
+    path = Path(os.path.normpath(path))  # ".." as text, so that a link is not followed and messages are short
     if shard is None or is_from_flag:
         return path
     # the parts of one job file share its text and must not share a directory
@@ -247,11 +257,15 @@ def _read_shard(root: Section) -> Shard | None:
     return shard
 
 
-def _read_sampling(section: Section) -> dict[str, Any]:
+def _read_sampling(section: Section, folder: Path) -> dict[str, Any]:
     from nanovllm import SamplingParams
 
     values = section.mapping()
     section.refuse_unknown(field.name for field in dataclasses.fields(SamplingParams))
+    if "structured_outputs" in values:
+        from jobs.structured_files import read_structured_outputs
+
+        values["structured_outputs"] = read_structured_outputs(section, folder)
     for key, value in values.items():
         _check_sampling(section, key, {key: value})
     _check_sampling(section, None, values)
@@ -283,6 +297,29 @@ def _read_engine(section: Section) -> dict[str, Any]:
         except ConfigError as error:
             raise ConfigError(f"{section.place(key)}: {error}{hint(value)}") from None
     return values
+
+
+def _read_evaluation(
+    root: Section, folder: Path, prompt: PromptSettings, sampling: dict[str, Any], on_overlong: str
+) -> EvalSettings | None:
+    if not root.has("eval"):
+        root.value("eval")
+        return None
+    from jobs.evaluation.settings import read_eval
+
+    if sampling.get("n", 1) > 1 and not sampling.get("temperature"):
+        raise ConfigError(
+            f"{root.place('sampling', 'n')}: an evaluation is greedy unless told otherwise, and {sampling['n']} greedy "
+            "samples are all the same: set sampling.temperature"
+        )
+    folders = list(dict.fromkeys([folder, Path.cwd()]))
+    settings = read_eval(root.section("eval"), folders, prompt.chat, sampling.get("n", 1))
+    if settings.task != "generate" and on_overlong in ("truncate_right", "truncate_middle"):
+        raise ConfigError(
+            f"{root.place('on_overlong')}: {on_overlong} would cut what the task {settings.task} scores: use error, "
+            "skip or truncate_left"
+        )
+    return settings
 
 
 def _read_limits(section: Section) -> Limits:

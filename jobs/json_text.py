@@ -1,8 +1,8 @@
 """JSON in and out, stricter than the standard library in both directions.
 
 In: NaN, Infinity, numbers beyond double precision's range, and a key given twice are problems, since a later reader
-would see something else than the author wrote. Out: one line of valid UTF-8 without NaN, without raw U+2028 or U+2029
-(some readers split lines there), and with lone surrogates written as the escapes that they came from.
+would see something else than the author wrote. Out: one line of valid UTF-8 without NaN, without raw U+0085, U+2028
+or U+2029 (some readers split lines there), and with lone surrogates written as the escapes that they came from.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 MAX_DEPTH = 200  # far below Python's recursion limit, so that whatever is read can also be written
 
-_MUST_ESCAPE = re.compile("[\u2028\u2029\ud800-\udfff]")
+_MUST_ESCAPE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 
 class JsonProblem(ValueError):

@@ -2,20 +2,32 @@
 
 The lock is a file that names its holder: process id, the time that process started, and the machine's boot. A holder
 that is alive is never robbed; one that is dead is, also when its process id belongs to another process by now. An
-flock on the file closes the gap between looking and taking; where the file system has none, the names alone decide.
+flock on the file closes the gap between looking and taking, and speaks for processes on other machines: who gets it
+is alone, wherever the file is mounted.
+
+Some network file systems have no flock. There the names alone decide: a holder on this machine is looked at, and one on
+another machine, or in another container, counts as alive, because nobody here can tell.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from nanovllm import NanovllmError
+
+# What a file system without flock says: NFS without its lock daemon, Lustre without -o flock, some FUSE mounts.
+_NO_FLOCK = {getattr(errno, name) for name in ("ENOLCK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EINVAL")}
+
+# Two processes that start together may both find no holder; who is still named after this time holds the lock.
+_SETTLE_SECONDS = 0.3
 
 logger = logging.getLogger("jobs")
 
@@ -56,20 +68,44 @@ class RunLock:
         self._file = None
 
     def _take(self, file: int) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._refusal(read_holder(self._path)) from None
-        except OSError as error:
-            logger.info("the file system has no flock (%s); the lock relies on its content", error.strerror)
+        has_flock = self._flock(file)
         holder = read_holder(self._path)
         if holder is not None and holder != own_identity():
+            if not has_flock and holder.get("host") != socket.gethostname():
+                raise self._unknown(holder)
             if is_alive(holder):
                 raise self._refusal(holder)
             logger.warning("taking over the lock of process %s, which is dead", holder.get("pid"))
         data = json.dumps(own_identity()).encode("ascii") + b"\n"
         os.pwrite(file, data, 0)
         os.ftruncate(file, len(data))
+        if not has_flock:
+            os.fsync(file)  # other machines see only what the server has
+            time.sleep(_SETTLE_SECONDS)
+            if read_holder(self._path) != own_identity():
+                raise self._refusal(read_holder(self._path))
+
+    def _flock(self, file: int) -> bool:
+        """Take the flock; false where the file system has none."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # NFS emulates it by record locks, which may refuse in either word
+            raise self._refusal(read_holder(self._path)) from None
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+            logger.warning(
+                "%s: the file system has no flock (%s): two processes on different machines are kept apart by the "
+                "content of this file alone", self._path, error.strerror,
+            )  # fmt: skip
+            return False
+        return True
+
+    def _unknown(self, holder: dict[str, Any]) -> Locked:
+        return Locked(
+            f"process {holder.get('pid')} on {holder.get('host')} may be at work in {self._path.parent}, and its file "
+            f"system has no flock that could tell: wait for it, or remove {self._path} if it has ended"
+        )
 
     def _refusal(self, holder: dict[str, Any] | None) -> Locked:
         who = "another live process" if holder is None else f"the live process {holder.get('pid')}"

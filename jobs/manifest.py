@@ -25,11 +25,15 @@ _FACTS = ("tokenizer", "engine", "kernels", "cpu", "versions")
 
 
 class Manifest:
-    """Collects the facts of one run and writes them."""
+    """Collects the facts of one run and writes them.
+
+    Attributes:
+        values: what the file will hold.
+    """
 
     def __init__(self, path: Path, job: Job):
         self._path = path
-        self._values: dict[str, Any] = {
+        self.values: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "kind": MANIFEST_KIND,
             "status": "starting",
@@ -50,54 +54,60 @@ class Manifest:
         }
         self.set_counts(Tally(), load_s=0.0, generate_s=0.0)
 
-    def set_model(self, llm: Any, effective: Any, job: Job) -> None:
+    def set_model(self, llm: Any, effective: Any, defaults: Any, job: Job) -> None:
         """Record the loaded model and the sampling parameters with where each comes from.
 
         Args:
             llm: the loaded `nanovllm.LLM`.
-            effective: the job's `SamplingParams` over the model's defaults.
+            effective: the job's `SamplingParams` over their defaults.
+            defaults: the defaults: the model's, or those of evaluations.
             job: the job.
         """
         facts = llm.facts()
-        self._values["model"].update(facts["model"])
-        self._values.update({key: facts[key] for key in _FACTS})
-        self._values["sampling"] = _with_origins(effective, llm.default_sampling_params(), job.sampling)
+        self.values["model"].update(facts["model"])
+        self.values.update({key: facts[key] for key in _FACTS})
+        name = "model" if job.eval is None else "evaluation"
+        self.values["sampling"] = _with_origins(effective, defaults, job.sampling, name)
 
     def set_facts(self, facts: dict[str, str] | None) -> None:
         """Record what tells, before a model is loaded, that nothing has changed."""
-        self._values["facts"] = facts
+        self.values["facts"] = facts
 
     def continue_from(self, earlier: dict[str, Any] | None) -> None:
         """Count this process as a resume of the one that wrote the manifest `earlier`."""
         earlier = earlier or {}
         resumes = earlier.get("resumes")
-        self._values["resumes"] = 1 + (resumes if isinstance(resumes, int) else 0)
-        self._values["started"] = earlier.get("started") or self._values["started"]
+        self.values["resumes"] = 1 + (resumes if isinstance(resumes, int) else 0)
+        self.values["started"] = earlier.get("started") or self.values["started"]
 
     def set_inputs(self, facts: list[dict]) -> None:
         """Record the input files."""
-        self._values["input"] = facts
+        self.values["input"] = facts
 
     def set_counts(self, tally: Tally, load_s: float, generate_s: float) -> None:
         """Record what was done, and how long this process took for its part of it."""
-        self._values["counts"] = {
+        self.values["counts"] = {
             "rows": tally.rows,
             "ok": tally.ok,
             "errors": tally.errors,
             "skipped": tally.skipped,
             "lines": tally.lines,
         }
-        self._values["retryable_errors"] = tally.retryable
-        self._values["resumed"] = None if tally.resumed is None else tally.resumed.as_json()
-        self._values["errors_by_code"] = dict(sorted(tally.errors_by_code.items()))
-        self._values["tokens"] = {
+        self.values["retryable_errors"] = tally.retryable
+        self.values["resumed"] = None if tally.resumed is None else tally.resumed.as_json()
+        self.values["errors_by_code"] = dict(sorted(tally.errors_by_code.items()))
+        self.values["tokens"] = {
             "prompt": tally.prompt_tokens,
             "completion": tally.completion_tokens,
             "cached": tally.cached_tokens,
         }
         rate = tally.new_completion_tokens / generate_s if generate_s > 0 else 0.0
-        self._values["tokens_per_s"] = round(rate, 3)
-        self._values["seconds"] = {"load": round(load_s, 3), "generate": round(generate_s, 3)}
+        self.values["tokens_per_s"] = round(rate, 3)
+        self.values["seconds"] = {"load": round(load_s, 3), "generate": round(generate_s, 3)}
+
+    def set_verdicts(self, verdicts: list[Any]) -> None:
+        """Record what the gate of an evaluation says of its scores."""
+        self.values["gate"] = [{"metric": one.metric, "holds": one.holds, "sentence": one.sentence} for one in verdicts]
 
     def write(self, status: str, exit_code: int | None = None, error: str | None = None) -> None:
         """Write the file, all or nothing.
@@ -107,19 +117,19 @@ class Manifest:
             exit_code: the command's exit code, None while it runs.
             error: one sentence, for a run that failed.
         """
-        self._values.update(status=status, exit_code=exit_code, error=error)
+        self.values.update(status=status, exit_code=exit_code, error=error)
         if exit_code is not None:
-            self._values["ended"] = _now()
-        text = json_text.dumps(self._values, indent=2) + "\n"
+            self.values["ended"] = _now()
+        text = json_text.dumps(self.values, indent=2) + "\n"
         write_atomically(self._path, [text.encode("utf-8")])
 
 
-def _with_origins(effective: Any, model_defaults: Any, job_sampling: dict[str, Any]) -> dict[str, dict]:
-    built_in = type(model_defaults)().to_dict()
-    from_model = model_defaults.to_dict()
+def _with_origins(effective: Any, defaults: Any, job_sampling: dict[str, Any], name: str) -> dict[str, dict]:
+    built_in = type(defaults)().to_dict()
+    given = defaults.to_dict()
     result = {}
     for key, value in effective.to_dict().items():
-        origin = "job" if key in job_sampling else "model" if from_model[key] != built_in[key] else "built-in"
+        origin = "job" if key in job_sampling else name if given[key] != built_in[key] else "built-in"
         result[key] = {"value": value, "origin": origin}
     return result
 

@@ -103,6 +103,7 @@ def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
         "engine.seed": engine.get("seed"),
         "prompt": [job.get("prompt"), job.get("on_overlong"), job.get("limit")],
         "input": [one.get("sha256") for one in manifest.get("input") or []],
+        "eval": {key: value for key, value in (job.get("eval") or {}).items() if key != "gate"},
     }
     values.update({f"{key} (files)": value for key, value in facts.items() if key in ("model", "chat template")})
     return values

@@ -30,7 +30,7 @@ def expand_variables(text: str, place: str) -> str:
             raise ConfigError(f"{place}: the environment variable {name!r} in {text!r} is not set")
         return os.environ[name]
 
-    return _VARIABLE.sub(value, text)
+    return _without_null(_VARIABLE.sub(value, text), place)
 
 
 def expand_output(text: str, name: str, today: datetime.date, place: str) -> str:
@@ -45,7 +45,10 @@ def expand_output(text: str, name: str, today: datetime.date, place: str) -> str
     pieces = _VARIABLE.split(text)  # text, variable, text, variable, …, text
     plain = [_PLACEHOLDER.sub(value, piece) for piece in pieces[0::2]]
     variables = [expand_variables(f"${{{variable}}}", place) for variable in pieces[1::2]]
-    return "".join(part for pair in zip(plain, [*variables, ""], strict=True) for part in pair)
+    path = "".join(part for pair in zip(plain, [*variables, ""], strict=True) for part in pair)
+    if path.startswith("~") and os.path.expanduser(path) == path:  # noqa: PTH111  (Path's own raises no error of ours)
+        raise ConfigError(f"{place}: {path!r} begins with ~ and names no user of this machine: write the folder out")
+    return _without_null(path, place)
 
 
 def find_inputs(pattern: str, folders: list[Path], place: str) -> list[Path]:
@@ -56,21 +59,39 @@ def find_inputs(pattern: str, folders: list[Path], place: str) -> list[Path]:
     """
     pattern = os.path.expanduser(expand_variables(pattern, place))  # noqa: PTH111  (a glob is not a path)
     for folder in folders:
-        literal = folder / pattern
-        if literal.is_dir():
-            raise ConfigError(f"{place}: {literal} is a folder: name its files, for instance {pattern}/*.jsonl")
-        if literal.exists():
-            return [literal]
-        if glob.has_magic(pattern):
-            # not Path.glob: it refuses an absolute pattern
-            names = glob.glob(str(_plain(folder) / pattern), recursive=True)  # noqa: PTH207
-            found = sorted(Path(name) for name in names)
-            files = [path for path in found if not path.is_dir()]
-            if files:
-                return files
+        try:
+            found = _find_in(folder, pattern, place)
+        except OSError as error:  # a name that is too long, or a folder that may not be entered
+            raise ConfigError(f"{place}: {_short(pattern)} cannot be looked up in {folder}: {error.strerror}") from None
+        if found:
+            return found
     looked = " and ".join(str(folder) for folder in folders)
     what = "no file matches" if glob.has_magic(pattern) else "there is no file"
-    raise ConfigError(f"{place}: {what} {pattern!r} (looked in {looked})")
+    raise ConfigError(f"{place}: {what} {_short(pattern)} (looked in {looked})")
+
+
+def _find_in(folder: Path, pattern: str, place: str) -> list[Path]:
+    literal = folder / pattern
+    if literal.is_dir():
+        raise ConfigError(f"{place}: {literal} is a folder: name its files, for instance {pattern}/*.jsonl")
+    if literal.exists():
+        return [literal]
+    if not glob.has_magic(pattern):
+        return []
+    # not Path.glob: it refuses an absolute pattern
+    names = glob.glob(str(_plain(folder) / pattern), recursive=True)  # noqa: PTH207
+    return [path for path in sorted(map(Path, names)) if not path.is_dir()]
+
+
+def _without_null(path: str, place: str) -> str:
+    if "\0" in path:
+        raise ConfigError(f"{place}: {_short(path)} holds a null byte, which no path can")
+    return path
+
+
+def _short(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 120 else shown[:117] + "..."
 
 
 def _plain(folder: Path) -> Path:

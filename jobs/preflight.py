@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,8 @@ class Preflight:
         self._plan = plan
         self._sampling = sampling
         self._has_checked_frame = False
+        self._check_case = _no_check if job.eval is None else _case_check(job)
+        self._generates = job.eval is None or job.eval.task == "generate"
 
     def rows(self, raw_rows: Iterator[RawRow], parser: RowParser) -> Iterator[CheckedRow]:
         """Check the rows one after another, and count them."""
@@ -120,8 +122,10 @@ class Preflight:
         try:
             checked.sampling = sampling_of(row, self._sampling)
             checked.notes = self._notes(row.prompt)
+            self._check_case(row)
             checked.ids = self._ids(row, checked.sampling.max_tokens)
-            self._plan.check_request(checked.ids, checked.sampling)
+            if self._job.eval is None or self._job.eval.is_prompted:  # a text by itself may be of any length
+                self._plan.check_request(checked.ids, checked.sampling)
         except RequestError as error:
             checked.error = error
         return checked
@@ -160,7 +164,7 @@ class Preflight:
             report.ok += 1
             report.cut += checked.row.num_cut_tokens > 0
             report.lengths[len(checked.ids)] += 1
-            room = self._plan.max_model_len - len(checked.ids)
+            room = self._plan.max_model_len - len(checked.ids) if self._generates else 0
             wanted = room if checked.sampling.max_tokens is None else min(room, checked.sampling.max_tokens)
             report.max_completion_tokens += checked.sampling.n * wanted
         elif error.code == PROMPT_TOO_LONG and self._job.on_overlong == "skip":
@@ -175,3 +179,19 @@ class Preflight:
         examples = self.report.examples.setdefault(name, [])
         if len(examples) < _MAX_EXAMPLES:
             examples.append(text)
+
+
+def _no_check(row: Row) -> None:
+    """Find nothing wrong with a row."""
+
+
+def _case_check(job: Job) -> Callable[[Row], None]:
+    """Make the check of what an evaluation needs of a row besides its prompt."""
+    from jobs.evaluation.cases import Case, CaseReader
+
+    reader = CaseReader(job.eval)
+
+    def check(row: Row) -> None:
+        reader.read(Case(), row.columns)
+
+    return check

@@ -15,6 +15,7 @@ from jobs import json_text
 
 BAR_SECONDS = 0.5
 LINE_SECONDS = 5.0
+MAX_POINTS = 239  # odd: the newest of one too many stays when every second one goes
 
 
 @dataclass(slots=True)
@@ -51,6 +52,37 @@ class Snapshot:
         if self.total is None or done <= 0 or self.seconds <= 0:
             return None
         return max(self.total - self.rows, 0) * self.seconds / done
+
+
+class Series:
+    """How a run went over time, in a bounded number of points.
+
+    When it is full, every second point is dropped, and from then on only every second call gives a point, and so on:
+    points lie at equal distances if calls do.
+    """
+
+    def __init__(self):
+        self._points: list[tuple[float, int, int]] = []
+        self._num_calls = 0
+        self._every = 1
+
+    def add(self, snapshot: Snapshot, is_last: bool = False) -> None:
+        """Take a point, if it is its turn; the last one of a run is always taken."""
+        self._num_calls += 1
+        last_s = self._points[-1][0] if self._points else 0.0
+        if snapshot.seconds <= last_s or (self._num_calls % self._every and not is_last):
+            return
+        if is_last and len(self._points) > 1 and snapshot.seconds - last_s < (last_s - self._points[-2][0]) / 2:
+            self._points.pop()  # so near to the end that the speed between the two would be noise
+        self._points.append((round(snapshot.seconds, 3), snapshot.rows - snapshot.kept, snapshot.completion_tokens))
+        if len(self._points) > MAX_POINTS:
+            del self._points[::2]
+            self._every *= 2
+
+    def as_json(self) -> dict[str, list]:
+        """Give the points as columns: seconds since generation began, rows and completion tokens done by then."""
+        columns = list(zip(*self._points, strict=True)) or [(), (), ()]
+        return dict(zip(("seconds", "rows", "completion_tokens"), map(list, columns), strict=True))
 
 
 class Display(Protocol):

@@ -40,10 +40,12 @@ class Prompt:
     Attributes:
         value: text, or {"prompt_token_ids": ids}, as `nanovllm.Request` takes it.
         chat: the conversation that it was rendered from, whose frame must stay whole; None for a raw prompt.
+        text: the prompt as text; None where only ids are known.
     """
 
     value: Any
     chat: Chat | None = None
+    text: str | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -52,13 +54,18 @@ class Prompt:
 
 
 class PromptTemplate:
-    """The Jinja template of a job, compiled once.
+    """A Jinja template of a job, compiled once.
+
+    Args:
+        source: the template.
+        name: the key of the job file that holds it, for messages.
 
     Raises:
         ConfigError: the template is not valid Jinja.
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, name: str = "prompt.template"):
+        self._name = name
         environment = ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
         )
@@ -69,7 +76,7 @@ class PromptTemplate:
         except (jinja2.TemplateError, RecursionError) as error:
             line = getattr(error, "lineno", None)
             where = "" if line is None else f", line {line} of the template"
-            raise ConfigError(f"prompt.template{where}: {error}") from None
+            raise ConfigError(f"{name}{where}: {error}") from None
 
     def render(self, columns: dict[str, Any]) -> str:
         """Render one row.
@@ -82,12 +89,10 @@ class PromptTemplate:
         except jinja2.UndefinedError as error:
             missing = [column for column in self._columns if column not in columns]
             if missing:
-                has = ", ".join(columns) or "none"
-                message = f"prompt.template needs the column {missing[0]!r}; the row's columns are: {has}"
-                raise RequestError("missing_column", message) from None
-            raise RequestError("template_error", f"prompt.template: {error}") from None
+                raise missing_column(self._name, missing[0], columns) from None
+            raise RequestError("template_error", f"{self._name}: {error}") from None
         except Exception as error:  # a template can fail in any way that an expression can
-            raise RequestError("template_error", f"prompt.template: {type(error).__name__}: {error}") from None
+            raise RequestError("template_error", f"{self._name}: {type(error).__name__}: {error}") from None
         if json_text.find_lone_surrogate(text) is not None:
             for column in self._columns:
                 refuse_lone_surrogates(columns.get(column), column)
@@ -125,6 +130,11 @@ class PromptBuilder:
             raise ConfigError(f"prompt.chat is true, but the model has no chat template: {cure}")
         tokenizer.compile_chat_templates()
 
+    def ids(self, prompt: Prompt) -> list[int]:
+        """Give the token ids of a prompt."""
+        value = prompt.value
+        return self._tokenizer.encode(value) if isinstance(value, str) else value["prompt_token_ids"]
+
     def build(self, columns: dict[str, Any]) -> Prompt:
         """Make the prompt of a row.
 
@@ -155,7 +165,7 @@ class PromptBuilder:
 
     def _frame(self, text: str) -> Prompt:
         if not self._settings.chat:
-            return Prompt(text)
+            return Prompt(text, text=text)
         messages = [{"role": "user", "content": text}]
         if self._settings.system is not None:
             messages.insert(0, {"role": "system", "content": self._settings.system})
@@ -173,14 +183,20 @@ class PromptBuilder:
         """
         options = {"add_generation_prompt": True, **options}
         try:
-            _, ids = self._tokenizer.encode_chat(messages, **options)
+            text, ids = self._tokenizer.encode_chat(messages, **options)
         except RequestError:
             raise
         except NanovllmError as error:  # no chat template, or a broken one: only rows with messages meet it
             raise RequestError("template_error", str(error)) from None
         except RecursionError:
             raise RequestError("template_error", "the chat template is nested too deeply") from None
-        return Prompt({"prompt_token_ids": ids}, Chat(messages, options))
+        return Prompt({"prompt_token_ids": ids}, Chat(messages, options), text)
+
+
+def missing_column(name: str, column: str, columns: dict[str, Any]) -> RequestError:
+    """Make the error for a row that lacks a column which the key `name` of the job file asks for."""
+    has = ", ".join(columns) or "none"
+    return RequestError("missing_column", f"{name} needs the column {column!r}; the row's columns are: {has}")
 
 
 def refuse_lone_surrogates(value: Any, column: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -44,8 +45,8 @@ class RawRow:
         return f"{self.source}, line {self.line}"
 
 
-class JsonlReader:
-    """One JSON value on each line; blank lines are skipped."""
+class Reader(ABC):
+    """Reads one file: `check` before the run, then `rows`, once."""
 
     def __init__(self, source: ByteSource):
         self.source = source
@@ -53,6 +54,14 @@ class JsonlReader:
     def check(self) -> None:
         """Refuse the file as a whole before the run."""
         self.source.check()
+
+    @abstractmethod
+    def rows(self) -> Iterator[RawRow]:
+        """Read the rows in order."""
+
+
+class JsonlReader(Reader):
+    """One JSON value on each line; blank lines are skipped."""
 
     def rows(self) -> Iterator[RawRow]:
         """Read the rows in order."""
@@ -71,15 +80,8 @@ class JsonlReader:
             return RawRow(self.source.name, line, problem.value, _with_column(problem))
 
 
-class TextReader:
+class TextReader(Reader):
     """One prompt on each line; empty lines are skipped."""
-
-    def __init__(self, source: ByteSource):
-        self.source = source
-
-    def check(self) -> None:
-        """Refuse the file as a whole before the run."""
-        self.source.check()
 
     def rows(self) -> Iterator[RawRow]:
         """Read the rows in order."""
@@ -93,15 +95,12 @@ class TextReader:
                     yield RawRow(self.source.name, line, {"prompt": text})
 
 
-class CsvReader:
+class CsvReader(Reader):
     """Comma-separated values with a header; every value is text. Quoted values may span lines."""
-
-    def __init__(self, source: ByteSource):
-        self.source = source
 
     def check(self) -> None:
         """Refuse the file as a whole before the run."""
-        self.source.check()
+        super().check()
         if self.source.is_regular():
             with self.source.open() as file:
                 self._header(_csv_reader(file))
@@ -151,21 +150,29 @@ class CsvReader:
         return header
 
 
-class JsonReader:
-    """A list of rows, or one row, in a JSON file that is read whole."""
+class _WholeFileReader(Reader):
+    """Reads the file once, at the check where there is one, and keeps its rows."""
 
     def __init__(self, source: ByteSource):
-        self.source = source
+        super().__init__(source)
         self._rows: list[RawRow] | None = None
 
     def check(self) -> None:
         """Refuse the file as a whole before the run."""
-        self.source.check()
+        super().check()
         self._rows = list(self._read())
 
     def rows(self) -> Iterator[RawRow]:
         """Read the rows in order."""
         return iter(self._read() if self._rows is None else self._rows)
+
+    @abstractmethod
+    def _read(self) -> Iterator[RawRow]:
+        """Read the rows out of the file's text."""
+
+
+class JsonReader(_WholeFileReader):
+    """A list of rows, or one row, in a JSON file that is read whole."""
 
     def _read(self) -> Iterator[RawRow]:
         text = _whole_text(self.source)
@@ -213,21 +220,8 @@ class JsonReader:
         return f"{self.source.name}, line {line}, column {position - text.rfind(chr(10), 0, position)}"
 
 
-class YamlReader:
+class YamlReader(_WholeFileReader):
     """A list of rows, or one document for each row, in a YAML file that is read whole."""
-
-    def __init__(self, source: ByteSource):
-        self.source = source
-        self._rows: list[RawRow] | None = None
-
-    def check(self) -> None:
-        """Refuse the file as a whole before the run."""
-        self.source.check()
-        self._rows = list(self._read())
-
-    def rows(self) -> Iterator[RawRow]:
-        """Read the rows in order."""
-        return iter(self._read() if self._rows is None else self._rows)
 
     def _read(self) -> Iterator[RawRow]:
         name = self.source.name

@@ -40,16 +40,20 @@ class Result:
 
 def refused(row: Row, error: RequestError, skip_overlong: bool = False) -> Result:
     """Make the result of a row that was not generated."""
-    is_skipped = skip_overlong and error.code == PROMPT_TOO_LONG
-    status = "skipped" if is_skipped else "error"
+    status = refused_status(error, skip_overlong)
     if row.call is not None:
         line = error_line(row.call, error, row.index)
     else:
-        line = _head(row, 0)
+        line = line_head(row)
         line["finish_reason"] = status
         line["error"] = {"code": error.code, "message": error.message, "retryable": error.retryable}
         line["row"] = row.columns
     return Result(row.index, status, [json_text.dumps(line)], error.code)
+
+
+def refused_status(error: RequestError, skip_overlong: bool) -> str:
+    """Say whether a row with an error is an error row or one that the job wants skipped."""
+    return "skipped" if skip_overlong and error.code == PROMPT_TOO_LONG else "error"
 
 
 def answered(row: Row, output: Any) -> Result:
@@ -62,7 +66,7 @@ def answered(row: Row, output: Any) -> Result:
     if row.call is not None:
         lines = [answer_line(row.call, output, row.num_cut_tokens)]
     else:
-        lines = [_completion_line(row, output, completion) for completion in output.outputs]
+        lines = completion_lines(row, output)
     return Result(
         index=row.index,
         status="ok",
@@ -73,15 +77,20 @@ def answered(row: Row, output: Any) -> Result:
     )
 
 
+def completion_lines(row: Row, output: Any) -> list[dict[str, Any]]:
+    """Make the lines of a row's completions as values."""
+    return [_completion_line(row, output, completion) for completion in output.outputs]
+
+
 def _completion_line(row: Row, output: Any, completion: Any) -> dict[str, Any]:
-    line = _head(row, completion.index)
+    line = line_head(row, completion.index)
     line["text"] = completion.text
     line["finish_reason"] = completion.finish_reason
     line["stop_reason"] = completion.stop_reason
-    # without cached tokens: they depend on what ran before and beside, and a resumed run's bytes must not
     line["usage"] = {
         "prompt_tokens": len(output.prompt_token_ids),
         "completion_tokens": len(completion.token_ids),
+        "cached_tokens": row.num_cached_tokens,
     }
     if completion.seed is not None:
         line["seed"] = completion.seed
@@ -96,7 +105,8 @@ def _completion_line(row: Row, output: Any, completion: Any) -> dict[str, Any]:
     return line
 
 
-def _head(row: Row, sample: int) -> dict[str, Any]:
+def line_head(row: Row, sample: int = 0) -> dict[str, Any]:
+    """Give the keys that every line begins with; those that the row does not say are null."""
     return {
         "id": row.id,
         "index": row.index,

@@ -31,7 +31,9 @@ class Row:
         sampling: the row's overrides.
         error: why the row cannot be done, or None.
         num_cut_tokens: prompt tokens that `on_overlong` removed.
+        num_cached_tokens: prompt tokens that the prefix cache is there for (see `work.Beginnings`).
         call: what an OpenAI-Batch line asks for; None for a row of columns.
+        case: what an evaluation knows of the row besides its prompt; None in a generation job.
     """
 
     index: int
@@ -42,7 +44,9 @@ class Row:
     sampling: dict[str, Any] | None = None
     error: RequestError | None = None
     num_cut_tokens: int = 0
+    num_cached_tokens: int = 0
     call: Call | None = None
+    case: Any = None
 
 
 class RowParser:

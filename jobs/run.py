@@ -33,6 +33,7 @@ from jobs.rows import row_parser
 from jobs.run_directory import RunDirectory, RunLog
 from jobs.status import StatusFile
 from jobs.summary import summarize
+from jobs.work import default_sampling, make_ending, make_work, prompt_builder
 from nanovllm import ConfigError, UsageError
 
 logger = logging.getLogger("jobs")
@@ -61,7 +62,7 @@ def run_job(
     """Run a job, or what is left of it.
 
     Returns:
-        The exit code: 0, 1, 2 (the output cannot be written any more), 3, 5, 6, 130 or 143.
+        The exit code: 0, 1, 2 (the output cannot be written any more), 3, 4, 5, 6, 130 or 143.
 
     Raises:
         UsageError: files, settings or the model are unusable; nothing was generated.
@@ -70,7 +71,7 @@ def run_job(
     stderr = stderr or sys.stderr
     source = row_source(job, stdin)
     source.check()
-    prompts = PromptBuilder(job.prompt)
+    prompts = prompt_builder(job)
     directory = RunDirectory(job.output)
     directory.create()
     try:
@@ -115,6 +116,7 @@ class _Run:
         self._manifest = Manifest(directory.manifest, job)
         self._generation: Generation | None = None
         self._load_s = self._generate_s = 0.0
+        self._ending = make_ending(job, directory)
         self._refuse_other_shard()
 
     def is_nothing_to_do(self) -> bool:
@@ -124,6 +126,8 @@ class _Run:
         if earlier is None or earlier.get("status") != "finished":
             return False
         if not (self._directory.results.exists() and self._directory.heads.exists()):
+            return False
+        if self._ending is not None and not self._directory.scores.exists():
             return False
         before = earlier.get("facts")
         if self._facts is None or not isinstance(before, dict):
@@ -145,8 +149,11 @@ class _Run:
             f"{self._job.name}: already finished, nothing changed: {counts['rows']} rows, {counts['errors']} errors; "
             f"results: {self._directory.results} (--restart does all of it again)"
         )
-        is_good = self._job.limits.allow(counts["errors"], counts["rows"])
-        return exit_codes.OK if is_good else exit_codes.TOO_MANY_ERRORS
+        if self._ending is not None:
+            self._ending.read()
+        code = self._final_code(counts["errors"], counts["rows"])
+        self._say_failures(code, counts["errors"])
+        return code
 
     def run(self, llm_factory: Callable[[Job], Any], status: StatusFile) -> int:
         """Load, generate, finish."""
@@ -175,12 +182,15 @@ class _Run:
             return self._end_failed(error)
 
     def _generate(self, llm_factory: Callable[[Job], Any]) -> None:
+        from nanovllm import SamplingParams
+
         began = time.monotonic()
         self._status.enter("loading")
         llm = llm_factory(self._job)
         self._prompts.use_tokenizer(llm.tokenizer)
-        sampling = _effective_sampling(llm, self._job)
-        self._manifest.set_model(llm, sampling, self._job)
+        defaults = default_sampling(self._job, llm.default_sampling_params())
+        sampling = SamplingParams.from_dict(self._job.sampling, base=defaults)
+        self._manifest.set_model(llm, sampling, defaults, self._job)
         self._manifest.set_facts(self._facts)
         self._load_s = time.monotonic() - began
         logger.info("model %s is loaded: %s", self._job.model, llm.facts())
@@ -189,7 +199,8 @@ class _Run:
         with contextlib.closing(self._open_journal()) as journal:
             self._manifest.write("running")
             clock = time.monotonic
-            generation = Generation(self._job, llm, sampling, journal, self._signals, self._deadline, clock)
+            work = make_work(self._job, llm, sampling, self._prompts)
+            generation = Generation(self._job, llm, work, journal, self._signals, self._deadline, clock)
             self._generation = generation
             total = None if self._job.shard else _limited(self._source.count(), self._job.limit)
             self._status.enter("generating", lambda: generation.snapshot(total))
@@ -204,6 +215,14 @@ class _Run:
                 self._status.enter("finishing")
                 journal.sync()
                 write_results(journal, self._directory.results, self._directory.heads)
+                self._score()
+
+    def _score(self) -> None:
+        if self._ending is None:
+            return
+        self._manifest.set_counts(self._generation.tally, self._load_s, self._generate_s)
+        self._ending.write(self._source.facts(), self._manifest.values, self._prompts.continuation_delimiter)
+        self._manifest.set_verdicts(self._ending.verdicts)
 
     def _open_journal(self) -> Journal:
         if self._job.restart:
@@ -226,21 +245,35 @@ class _Run:
 
     def _end_finished(self) -> int:
         tally = self._generation.tally
-        is_good = self._job.limits.allow(tally.errors, tally.rows)
-        code = exit_codes.OK if is_good else exit_codes.TOO_MANY_ERRORS
+        code = self._final_code(tally.errors, tally.rows)
         self._end("finished", code, None)
         # last: with the manifest written, results and heads can make it again
         self._directory.journal.unlink(missing_ok=True)
         if tally.resumed is not None:
             logger.info("resumed: %s", tally.resumed.as_json())
-        self._say(summarize(self._job, self._directory, tally, self._load_s, self._generate_s))
-        if not is_good:
+        scores = None if self._ending is None else self._ending.scores
+        self._say(summarize(self._job, self._directory, tally, self._load_s, self._generate_s, scores))
+        self._say_failures(code, tally.errors)
+        return code
+
+    def _final_code(self, num_errors: int, num_rows: int) -> int:
+        if not self._job.limits.allow(num_errors, num_rows):
+            return exit_codes.TOO_MANY_ERRORS
+        return exit_codes.GATE_FAILED if self._failures() else exit_codes.OK
+
+    def _failures(self) -> list[str]:
+        return [] if self._ending is None else self._ending.failures
+
+    def _say_failures(self, code: int, num_errors: int) -> None:
+        for sentence in self._failures():
+            logger.info("gate: %s", sentence)
+            self._say(f"gate: {sentence} (exit code {code})")
+        if code == exit_codes.TOO_MANY_ERRORS:
             limits = self._job.limits
             self._say(
-                f"more error rows than allowed: {tally.errors}, and the limits are max_errors {limits.max_errors} and "
+                f"more error rows than allowed: {num_errors}, and the limits are max_errors {limits.max_errors} and "
                 f"max_error_rate {limits.max_error_rate:g} (exit code {code}); the error rows are in the results"
             )
-        return code
 
     def _end_stopped(self, stop: BaseException) -> int:
         signum = signal.Signals(stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
@@ -318,12 +351,6 @@ def _say(stderr: TextIO, text: str) -> None:
         print(text, file=stderr, flush=True)
     except (OSError, ValueError):
         logger.info("stderr is closed; not shown: %s", text)
-
-
-def _effective_sampling(llm: Any, job: Job) -> Any:
-    from nanovllm import SamplingParams
-
-    return SamplingParams.from_dict(job.sampling, base=llm.default_sampling_params())
 
 
 def _limited(count: int | None, limit: int | None) -> int | None:

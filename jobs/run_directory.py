@@ -42,6 +42,7 @@ class RunDirectory:
         self.path = path
         self.results = path / "results.jsonl"
         self.heads = path / "rows.jsonl"
+        self.scores = path / "scores.json"
         self.journal = path / "journal.jsonl"
         self.manifest = path / "manifest.json"
         self.status = path / "status.json"
@@ -102,7 +103,7 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Remove an earlier run's rows, just before the first new one. The manifest stays, to be replaced."""
-        for path in (self.results, self.heads, self.journal):
+        for path in (self.results, self.heads, self.journal, self.scores):
             path.unlink(missing_ok=True)
         sync_folder(self.path)
 
@@ -111,12 +112,12 @@ class RunDirectory:
         if not self.journal.exists() and self.results.exists() and self.heads.exists():
             reopen(self.journal, self.results, self.heads)
         if self.journal.exists():
-            self.results.unlink(missing_ok=True)
-            self.heads.unlink(missing_ok=True)
+            for path in (self.results, self.heads, self.scores):
+                path.unlink(missing_ok=True)
             sync_folder(self.path)
 
     def _refuse_inputs(self, inputs: tuple[str, ...]) -> None:
-        ours = (self.results, self.heads, self.journal, self.manifest, self.status, self.log, self.lock)
+        ours = (self.results, self.heads, self.scores, self.journal, self.manifest, self.status, self.log, self.lock)
         names = {path.resolve() for path in ours}
         for name in inputs:
             if Path(name).resolve() in names:
@@ -125,7 +126,7 @@ class RunDirectory:
     def _refuse_foreign_files(self) -> None:
         if self.read_manifest() is not None:
             return
-        for path in (self.manifest, self.results, self.heads):
+        for path in (self.manifest, self.results, self.heads, self.scores):
             if path.exists():
                 raise ConfigError(f"{path} was not written by a run: choose another output, nothing is overwritten")
         if self.journal.exists() and self.journal.stat().st_size:

@@ -155,12 +155,6 @@ class Section:
         """Make the error for a value of the wrong kind."""
         return ConfigError(f"{self.place(key)} is {_show(value)}, expected {expected}{hint(value)}")
 
-    def not_served(self, key: str, what: str) -> None:
-        """Refuse a key that job files may have but this version does not serve."""
-        self._read.append(key)
-        if self._values.get(key) not in (None, False):
-            raise ConfigError(f"{self.place(key)}: {what} not served by this version: remove the key")
-
     def finish(self) -> None:
         """Refuse keys that are not known."""
         self.refuse_unknown(self._read)

@@ -1,7 +1,8 @@
 """`status.json`: where a run stands, for whoever looks from outside; and the verdict of `nanovllm status`.
 
 Written by a thread every two seconds, all or nothing, so that a reader always finds whole JSON. The heartbeat tells a
-process that works from one that hangs; process id, start and boot tell one that is alive from one that was killed.
+process that works from one that hangs; process id, start and boot tell one that is alive from one that was killed. Of
+a process on another machine, or in another container, the heartbeat alone tells.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from typing import Any
 
 from jobs import exit_codes, json_text
 from jobs.lock import is_alive, own_identity
-from jobs.progress import Snapshot
+from jobs.progress import Series, Snapshot
 from jobs.run_directory import RunDirectory, read_json
 from nanovllm import ConfigError
 
 TICK_SECONDS = 2.0
 SCHEMA_VERSION = 1
 
+# A heartbeat of another machine is believed so long; file systems and clocks may be some seconds behind.
+BELIEVED_SECONDS = 60.0
+
 # The words of the manifest's `status` in which a process is at work.
-WORKING = ("starting", "loading", "generating", "finishing")
+GENERATING = "generating"
+WORKING = ("starting", "loading", GENERATING, "finishing")
 
 logger = logging.getLogger("jobs")
 
@@ -35,6 +40,7 @@ class StatusFile:
         self._path = path
         self._phase = "starting"
         self._snapshot: Callable[[], Snapshot] | None = None
+        self._series = Series()
         self._exit_code: int | None = None
         self._started = time.time()
         self._identity = own_identity()
@@ -55,19 +61,21 @@ class StatusFile:
 
     def enter(self, phase: str, snapshot: Callable[[], Snapshot] | None = None) -> None:
         """Begin a phase; `snapshot` gives the numbers from now on."""
+        self._record(is_last=True)
         self._phase = phase
         self._snapshot = snapshot or self._snapshot
         self.write()
 
     def end(self, phase: str, exit_code: int) -> None:
         """Say how the run ended."""
+        self._record(is_last=True)
         self._phase, self._exit_code = phase, exit_code
 
     def write(self) -> None:
         """Write the file now. A disk that takes no more is the journal's affair; the file is then old."""
         with self._lock:
             try:
-                text = json_text.dumps(self._values(), indent=2) + "\n"
+                text = _encode(self._values(), self._series)
                 temporary = self._path.with_name(self._path.name + ".tmp")
                 temporary.write_text(text, "utf-8")
                 temporary.replace(self._path)
@@ -78,7 +86,14 @@ class StatusFile:
 
     def _tick(self) -> None:
         while not self._ended.wait(TICK_SECONDS):
+            self._record()
             self.write()
+
+    def _record(self, is_last: bool = False) -> None:
+        """Take a point of the series while rows are done; loading and writing files are no part of the speed."""
+        with self._lock:
+            if self._phase == GENERATING and self._snapshot is not None:
+                self._series.add(self._snapshot(), is_last)
 
     def _values(self) -> dict[str, Any]:
         snapshot = self._snapshot() if self._snapshot else None
@@ -115,7 +130,7 @@ def judge(folder: Path) -> tuple[int, dict[str, Any]]:
     code = status.get("exit_code")
     if isinstance(code, int):
         return code, status
-    if is_alive({"pid": status.get("pid"), "started": status.get("started"), "boot": status.get("boot")}):
+    if is_alive(status) or (status.get("host") != own_identity()["host"] and _is_fresh(status.get("heartbeat"))):
         return exit_codes.LOCKED, status
     return exit_codes.INTERNAL_FAILURE, {**status, "phase": "killed"}
 
@@ -134,6 +149,16 @@ def describe(folder: Path, values: dict[str, Any], now: float) -> str:
     else:
         parts.append(f"exit code {values['exit_code']}")
     return ", ".join(parts)
+
+
+def _encode(values: dict[str, Any], series: Series) -> str:
+    """Write a value to a line, and the series, which programs read, to one."""
+    text = json_text.dumps(values, indent=2)
+    return f'{text[:-2]},\n  "series": {json_text.dumps(series.as_json())}\n}}\n'
+
+
+def _is_fresh(heartbeat: Any) -> bool:
+    return isinstance(heartbeat, int | float) and abs(time.time() - heartbeat) < BELIEVED_SECONDS
 
 
 def _rounded(value: float | None) -> float | None:

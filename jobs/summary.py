@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jobs.job_file import Job
 from jobs.run_directory import RunDirectory
 from jobs.tally import Resumed, Tally
@@ -9,8 +11,15 @@ from jobs.tally import Resumed, Tally
 _MAX_CODES = 8
 
 
-def summarize(job: Job, directory: RunDirectory, tally: Tally, load_s: float, generate_s: float) -> str:
-    """Say what a finished run did, what went wrong by code, and where the results are."""
+def summarize(
+    job: Job,
+    directory: RunDirectory,
+    tally: Tally,
+    load_s: float,
+    generate_s: float,
+    scores: dict[str, Any] | None = None,
+) -> str:
+    """Say what a finished run did, what went wrong by code, what an evaluation came to, and where the results are."""
     rate = tally.new_completion_tokens / generate_s if generate_s > 0 else 0.0
     lines = [
         f"{job.name}: {tally.rows} rows: {tally.ok} ok, {tally.errors} errors, {tally.skipped} skipped",
@@ -23,6 +32,11 @@ def summarize(job: Job, directory: RunDirectory, tally: Tally, load_s: float, ge
         lines.insert(1, f"resumed: {_resumed(tally.resumed)}")
     if tally.errors:
         lines.insert(1, f"errors:  {_by_code(tally)}")
+    if scores is not None:
+        from jobs.evaluation.ending import metric_lines
+
+        lines += [f"score:   {line}" for line in metric_lines(scores)]
+        lines.append(f"scores:  {directory.scores}")
     return "\n".join(lines)
 
 

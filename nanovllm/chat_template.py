@@ -71,6 +71,17 @@ class ChatTemplates:
             text = json.dumps([self._default, self._texts], sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
+    def text(self, name: str | None = None) -> str:
+        """Return a template by its name, or the one of a request that names none and has no tools.
+
+        Raises:
+            TokenizerError: there is none.
+        """
+        name = name or self._default_name(has_tools=False)
+        if name not in self._texts:
+            raise TokenizerError(f"this model has no chat template {name!r}, it has {', '.join(self.names) or 'none'}")
+        return self._texts[name]
+
     def compile(self) -> None:
         """Compile every template, to find a broken one before any work.
 
@@ -137,7 +148,10 @@ class ChatTemplates:
                 return _compile(chat_template)
             except TemplateSyntaxError as error:
                 raise refused(f"the request's chat template is not valid Jinja: {_syntax_fault(error)}") from None
-        name = chat_template or self._default
+        return self._compiled(chat_template or self._default_name(has_tools))
+
+    def _default_name(self, has_tools: bool) -> str:
+        name = self._default
         if name is None:
             wanted = ["tool_use", "default"] if has_tools else ["default"]
             name = next((name for name in wanted if name in self._texts), None)
@@ -153,7 +167,7 @@ class ChatTemplates:
                 f"this model has the chat templates {', '.join(self.names)} and none called default; "
                 "name one with chat_template"
             )
-        return self._compiled(name)
+        return name
 
     def _compiled(self, name: str) -> _Template:
         try:

@@ -11,13 +11,14 @@ from typing import Any
 
 from nanovllm.completion import CompletionText
 from nanovllm.engine.llm_engine import LLMEngine
-from nanovllm.engine.processors import REPETITION, TokenRules
+from nanovllm.engine.processors import TokenRules
 from nanovllm.engine.sequence import Sequence
 from nanovllm.errors import RequestError
 from nanovllm.in_flight import Waiter, Work, output_of, refused, sharing_key
-from nanovllm.outputs import Request, RequestOutput
+from nanovllm.outputs import Request, RequestOutput, ScoredRequest
 from nanovllm.prompts import read_prompt
 from nanovllm.sampling_params import SamplingParams, derive_seed
+from nanovllm.structured import Grammar, GrammarMaker
 from nanovllm.token_rules import RuleMaker
 from nanovllm.tokenizer import Tokenizer
 
@@ -42,6 +43,10 @@ class Dispatcher:
     ):  # fmt: skip
         self._engine, self._tokenizer, self._default_params, self._seed = engine, tokenizer, default_params, seed
         self._rules = rules
+        spec = engine.spec
+        self._grammars = GrammarMaker(
+            tokenizer, spec.vocab_size, spec.eos_token_ids, num_threads=engine.runner.team.num_threads
+        )
         self.states: dict[Sequence, tuple[Work, int]] = {}
         self.shared: dict[Hashable, Work] = {}
         self.scoring: dict[Sequence, deque] = {}
@@ -53,13 +58,17 @@ class Dispatcher:
         """Serve requests as they come; see `LLM.generate_iter`."""
         return self._serve(requests, window, self.start, self.drop, lambda waiter: output_of(waiter, self._decode))
 
-    def run_scoring(self, sequences: Iterable[Sequence]) -> Iterator[Sequence]:
-        """Run sequences that end with their prompt; yields each when its targets are scored, in any order."""
+    def run_scoring(self, sequences: Iterable[Sequence | ScoredRequest | None]) -> Iterator[Sequence | ScoredRequest]:
+        """Run sequences that end with their prompt; yields each when its targets are scored, in any order.
 
-        def start(seq: Sequence, inbox: deque) -> Sequence:
-            self.scoring[seq] = inbox
-            self._engine.add(seq)
-            return seq
+        What is a result already passes through, so that it need not wait for a sequence.
+        """
+
+        def start(item: Sequence | ScoredRequest, inbox: deque) -> Sequence | ScoredRequest:
+            if isinstance(item, Sequence):
+                self.scoring[item] = inbox
+                self._engine.add(item)
+            return item
 
         def drop(seq: Sequence) -> None:
             self.scoring.pop(seq, None)
@@ -74,7 +83,7 @@ class Dispatcher:
         """Pull items, at most `window` ahead, and yield what becomes of each; a None says that there is none now.
 
         `start` begins an item, given the inbox where it is to land, and returns what will land there, or at once a
-        `RequestOutput`. `drop` ends what has not landed, `finish` turns what has landed into what is yielded.
+        result. `drop` ends what has not landed, `finish` turns what has landed into what is yielded.
         """
         if window is None:
             window = WINDOW_STEPS * self._engine.limits.max_num_seqs
@@ -87,7 +96,7 @@ class Dispatcher:
                         break
                     if item is _END:
                         exhausted = True
-                    elif isinstance(handle := start(item, inbox), RequestOutput):
+                    elif isinstance(handle := start(item, inbox), (RequestOutput, ScoredRequest)):
                         yield handle
                     else:
                         in_flight.add(handle)
@@ -123,12 +132,13 @@ class Dispatcher:
             self._engine.check_prompt(ids)
             self._engine.check_params(params)
             rules = self._rules.make(params)
+            grammar = self._grammars.make(params)
         except RequestError as error:
             return refused(request, text, ids, error)
         key = sharing_key(ids, params) if shares else None
         work = self.shared.get(key)
         if work is None:
-            work = self._queue(key, ids, params, rules, request.request_id)
+            work = self._queue(key, ids, params, rules, grammar, request.request_id)
         else:
             self.num_deduplicated += 1
         waiter = Waiter(request, text, inbox, work)
@@ -136,8 +146,9 @@ class Dispatcher:
         return waiter
 
     def _queue(
-        self, key: Hashable, ids: list[int], params: SamplingParams, rules: TokenRules | None, name: str | None
-    ) -> Work:
+        self, key: Hashable, ids: list[int], params: SamplingParams, rules: TokenRules | None,
+        grammar: Grammar | None, name: str | None,
+    ) -> Work:  # fmt: skip
         work = Work(key, ids, params, num_open=params.n)
         # An id that the model cannot produce ends nothing, and banning it until min_tokens would be an error.
         stop_ids = frozenset(i for i in params.stop_token_ids if i < self._engine.spec.vocab_size)
@@ -149,6 +160,7 @@ class Dispatcher:
         for i in range(params.n):
             targets = ids[1:] if params.prompt_logprobs is not None and i == 0 else []
             seq = Sequence(name, list(ids), params, i, stop_ids, seed=seed, targets=targets, rules=rules)
+            seq.grammar = None if grammar is None else grammar.copy()
             work.seqs.append(seq)
             work.texts.append(CompletionText(self._tokenizer, params, ids))
             self.states[seq] = (work, i)
@@ -165,7 +177,7 @@ class Dispatcher:
                 continue
             work, i = self.states[seq]
             text = work.texts[i]
-            by_token = seq.finish_reason == "stop" and seq.stop_reason != REPETITION
+            by_token = seq.ends_with_stop_id
             if seq.finish_reason != "error" and not (by_token and not work.params.include_stop_str_in_output):
                 stop = text.push(seq.token_ids[-1], seq.num_completion)
                 if stop is not None and not by_token:

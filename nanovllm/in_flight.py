@@ -70,11 +70,14 @@ def invalid_logits() -> RequestError:
 
 def failure_of(seqs: list[Sequence]) -> RequestError:
     """Return the error of a request of which a sequence has ended with one."""
+    for seq in seqs:
+        if seq.grammar is not None and seq.grammar.error is not None:
+            return seq.grammar.error
     if any(seq.nothing_allowed for seq in seqs):
         return RequestError(
             "no_token_allowed",
-            "the request's settings leave no token that could come next; loosen allowed_token_ids, bad_words, "
-            "no_repeat_ngram_size or min_tokens",
+            "the request's settings leave no token that could come next; loosen structured_outputs, allowed_token_ids, "
+            "bad_words, no_repeat_ngram_size or min_tokens",
         )
     return invalid_logits()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -13,6 +14,7 @@ from nanovllm import machine
 _PACKAGES = ("numpy", "scipy", "safetensors", "tokenizers", "pyyaml", "tqdm", "jinja2")
 
 
+@functools.cache  # reading the packages' metadata takes longer than a whole run of a few short rows
 def _versions() -> dict[str, str]:
     found = {"nanovllm": nanovllm.__version__, "python": platform.python_version()}
     for name in _PACKAGES:
@@ -37,7 +39,7 @@ def machine_info() -> dict[str, Any]:
         "threads": machine.usable_cpus(),
         "blas": " ".join(blas.describe()) or "unknown",
         "memory_free": machine.format_bytes(machine.available_memory()),
-        "versions": _versions(),
+        "versions": dict(_versions()),
     }
 
 
@@ -117,5 +119,5 @@ def engine_facts(llm: Any) -> dict[str, Any]:
         },
         "kernels": isa.active_level(),
         "cpu": {"model": cpu.model, "architecture": cpu.architecture, "features": list(cpu.flags)},
-        "versions": _versions(),
+        "versions": dict(_versions()),
     }

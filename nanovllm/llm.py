@@ -19,11 +19,11 @@ from nanovllm.dispatcher import Dispatcher
 from nanovllm.engine.llm_engine import load_engine
 from nanovllm.errors import ConfigError, RequestError
 from nanovllm.in_flight import failure_of
-from nanovllm.outputs import PerplexityOutput, Request, RequestOutput, ScoreOutput
+from nanovllm.outputs import PerplexityOutput, Request, RequestOutput, ScoredRequest, ScoreOutput, ScoreRequest
 from nanovllm.progress import progress
 from nanovllm.prompts import as_conversations, as_prompt_list, per_prompt, read_prompt
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.scoring import score_pairs, text_perplexities
+from nanovllm.scoring import score_requests, serve_scores
 from nanovllm.token_rules import RuleMaker
 from nanovllm.tokenizer import Tokenizer
 
@@ -58,6 +58,11 @@ class LLM:
     def max_model_len(self) -> int:
         """Longest prompt plus completion, in tokens."""
         return self.engine.limits.max_model_len
+
+    @property
+    def num_shareable_tokens(self) -> int:
+        """Tokens that prompts share at once in the prefix cache, a block; 0 without prefix caching."""
+        return self.engine.block_manager.block_size if self.config.enable_prefix_caching else 0
 
     def get_tokenizer(self) -> Tokenizer:
         """Return the tokenizer."""
@@ -197,7 +202,7 @@ class LLM:
             the continuation's: lm-eval's rule. Where a token spans the cut and nothing is left of the continuation,
             the cut is before that token.
         """
-        return score_pairs(self, prompts, continuations, use_tqdm)
+        return [one.outputs for one in self._score_all(score_requests(prompts, continuations), use_tqdm)]
 
     def perplexity(self, texts, *, score_first: bool = True, use_tqdm: bool = True) -> list[PerplexityOutput]:
         """Return how well the model predicts texts of any length, every token scored exactly once.
@@ -210,7 +215,31 @@ class LLM:
             score_first: score the first token too, after BOS (EOS without BOS); else it is only context.
             use_tqdm: show a progress bar on stderr.
         """
-        return text_perplexities(self, texts, score_first, use_tqdm)
+        requests = [ScoreRequest(text, None, i, score_first) for i, text in enumerate(as_prompt_list(texts))]
+        return [one.perplexity for one in self._score_all(requests, use_tqdm)]
+
+    def _score_all(self, requests: list[ScoreRequest], use_tqdm: bool) -> list[ScoredRequest]:
+        results: list[Any] = [None] * len(requests)
+        with progress(len(requests), use_tqdm) as done:
+            for scored in self.score_iter(requests):
+                results[scored.request.data] = scored
+                done()
+        return results
+
+    def score_iter(self, requests: Iterable[ScoreRequest | None]) -> Iterator[ScoredRequest]:
+        """Score requests as they come and yield each as it finishes, in any order.
+
+        Several iterators, of this kind and of `generate_iter`, may run on one LLM at once. What is scored, and how,
+        is said at `score` for a request with continuations and at `perplexity` for one without.
+
+        Args:
+            requests: pulled lazily, a few times max_num_seqs ahead of the results; None says that there is none at
+                the moment. A prompt may also be a `RequestError`, which comes back as the error of its outputs.
+
+        Raises:
+            ConfigError: a request's continuations are not a list.
+        """
+        return serve_scores(self, requests)
 
     def beam_search(
         self, prompts, width: int = 4, max_tokens: int = 16, length_penalty: float = 1.0,

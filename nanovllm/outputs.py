@@ -102,6 +102,7 @@ class ScoreOutput:
         prompt_token_ids: what the continuation was conditioned on.
         token_ids: the continuation's tokens. logprobs: one for each, from the model's raw distribution.
         is_greedy: whether greedy decoding would have produced it.
+        num_truncated: tokens that were cut from the prompt's beginning to make the pair fit.
         error: why this pair was refused; then the other fields say nothing.
     """
 
@@ -109,6 +110,7 @@ class ScoreOutput:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     is_greedy: bool = False
+    num_truncated: int = 0
     error: RequestError | None = None
 
     @property
@@ -162,3 +164,38 @@ class PerplexityOutput:
             return math.exp(-self.logprob / count) if self.logprobs else math.nan
         except OverflowError:
             return math.inf
+
+
+@dataclass(slots=True)
+class ScoreRequest:
+    """A prompt and its continuations, or a text, on their way into `LLM.score_iter`.
+
+    Attributes:
+        prompt: str, {"prompt": str}, {"prompt_token_ids": [int]} or a list of ints.
+        continuations: texts or lists of token ids, each scored after the prompt; None: the prompt is a text that is
+            scored by itself.
+        data: anything of the caller's; comes back with the request.
+        score_first: of a text, score the first token too, after BOS (EOS without BOS); else it is only context.
+        truncate: cut tokens from the prompt's beginning where a pair is too long, instead of refusing the pair.
+    """
+
+    prompt: Any
+    continuations: list[Any] | None = None
+    data: Any = None
+    score_first: bool = True
+    truncate: bool = False
+
+
+@dataclass(slots=True)
+class ScoredRequest:
+    """What became of a `ScoreRequest`.
+
+    Attributes:
+        request: the one that was given.
+        outputs: one for each continuation, in their order.
+        perplexity: of the text; None where continuations were scored.
+    """
+
+    request: ScoreRequest
+    outputs: list[ScoreOutput] = field(default_factory=list)
+    perplexity: PerplexityOutput | None = None

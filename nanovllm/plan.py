@@ -16,6 +16,7 @@ from nanovllm.machine import available_memory, format_bytes
 from nanovllm.models import load_spec
 from nanovllm.models.spec import ModelSpec
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.structured import check_structured_outputs
 from nanovllm.token_rules import check_vocabulary
 from nanovllm.tokenizer import Tokenizer
 
@@ -54,6 +55,10 @@ class ModelPlan:
     def check_request(self, token_ids: list[int], params: SamplingParams) -> None:
         """Refuse a request as `LLM` would. Raises RequestError."""
         check_vocabulary(params, self.spec.vocab_size)
+        try:
+            check_structured_outputs(params)
+        except ConfigError as error:
+            raise RequestError("structured_outputs_unavailable", str(error)) from None
         if not token_ids:
             raise RequestError("empty_prompt", "the prompt has no tokens; give at least one")
         vocab_size = self.spec.vocab_size

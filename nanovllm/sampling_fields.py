@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -29,14 +29,15 @@ class FieldInfo:
 
     Attributes:
         name: field of `SamplingParams`.
-        kind: "int", "float", "bool", "str_list", "int_list", "bias" (a mapping of token ids to numbers) or "repetition"
-            (the mapping of `repetition_detection`).
+        kind: "int", "float", "bool", "str_list", "int_list", "bias" (a mapping of token ids to numbers), "repetition"
+            (the mapping of `repetition_detection`) or "structured" (that of `structured_outputs`).
         default: value when nothing is given.
         optional: whether None is allowed.
         low: smallest value allowed, or None.
         high: largest value allowed, or None.
         above_low: whether `low` itself is excluded.
         help: one line for people.
+        convert: makes the field's value of one that is not None, for kinds that another module checks.
     """
 
     name: str
@@ -47,6 +48,7 @@ class FieldInfo:
     high: float | None
     above_low: bool
     help: str
+    convert: Callable[[FieldInfo, Any], Any] | None = None
 
     @property
     def expected(self) -> str:
@@ -59,6 +61,7 @@ class FieldInfo:
             "int_list": "a list of token ids (integers from 0)",
             "bias": "a mapping of token ids (0 to the vocabulary's size - 1) to numbers from -100 to 100",
             "repetition": "a mapping with max_pattern_size from 1, min_pattern_size from 1 and min_count from 2",
+            "structured": "a mapping with one of json, regex, choice, grammar or json_object",
         }[self.kind]
         if self.kind in ("int", "float"):
             if self.low is not None:
@@ -76,9 +79,13 @@ def about(
     high: float | None = None,
     above_low: bool = False,
     optional: bool = False,
+    convert: Callable[[FieldInfo, Any], Any] | None = None,
 ) -> dict[str, Any]:
     """Return the metadata of a dataclass field that becomes a `FieldInfo`."""
-    return {"kind": kind, "help": text, "low": low, "high": high, "above_low": above_low, "optional": optional}
+    return {
+        "kind": kind, "help": text, "low": low, "high": high, "above_low": above_low, "optional": optional,
+        "convert": convert,
+    }  # fmt: skip
 
 
 def checked(info: FieldInfo, value: Any) -> Any:
@@ -89,6 +96,8 @@ def checked(info: FieldInfo, value: Any) -> Any:
     """
     if value is None and info.optional:
         return () if info.default == () else None
+    if info.convert is not None:
+        return info.convert(info, value)
     if info.kind == "bool":
         if not isinstance(value, bool):
             raise _refusal(info, value)

@@ -15,6 +15,7 @@ from typing import Any
 
 from nanovllm.errors import ConfigError
 from nanovllm.sampling_fields import FieldInfo, about, checked, shown
+from nanovllm.structured_params import StructuredOutputsParams, as_structured_outputs
 
 GREEDY_TEMPERATURE = 1e-5
 """Below this, sampling is greedy (vLLM's border)."""
@@ -32,10 +33,10 @@ MAX_LOGPROB_TOKEN_IDS = 128
 class SamplingParams:
     """Settings of one request; every field is described by `describe_fields`.
 
-    Order of processing: allowed ids, bad words, n-grams and ids banned until `min_tokens`, logit bias, repetition,
-    frequency and presence penalties, DRY; then either the largest logit (greedy, lowest id wins a tie) or temperature,
-    top_n_sigma, min_p, top_k, top_p, typical_p and the draw. A greedy request ignores the six settings after DRY but
-    keeps their values, so that a later override of the temperature alone finds them.
+    Order of processing: structured outputs and allowed ids, bad words, n-grams and ids banned until `min_tokens`,
+    logit bias, repetition, frequency and presence penalties, DRY; then either the largest logit (greedy, lowest id wins
+    a tie) or temperature, top_n_sigma, min_p, top_k, top_p, typical_p and the draw. A greedy request ignores the six
+    settings after DRY but keeps their values, so that a later override of the temperature alone finds them.
 
     `top_k` and `top_n_sigma` -1 become 0 (off), `seed` -1 becomes None, a temperature below 1e-5 becomes 0 (greedy)
     and one between that and 0.01 becomes 0.01; lists become tuples and an empty mapping None. A bias beyond 100 counts
@@ -138,6 +139,13 @@ class SamplingParams:
     logprob_token_ids: tuple[int, ...] | list[int] | None = field(
         default=(), metadata=about("int_list", "ids whose log probabilities come with each token", optional=True)
     )
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = field(
+        default=None,
+        metadata=about(
+            "structured", "the text conforms to a JSON schema, regex, choice or grammar", optional=True,
+            convert=as_structured_outputs,
+        ),
+    )  # fmt: skip
     skip_special_tokens: bool = field(default=True, metadata=about("bool", "leave special tokens out of the text"))
     spaces_between_special_tokens: bool = field(
         default=True, metadata=about("bool", "put spaces between special tokens in the text")
@@ -178,6 +186,11 @@ class SamplingParams:
             )
         if self.allowed_token_ids == ():
             raise ConfigError("sampling: allowed_token_ids is [], expected at least one id; null allows every id")
+        if self.structured_outputs is not None and self.ignore_eos:
+            raise ConfigError(
+                "sampling: ignore_eos is true but structured_outputs says where the text may end; set ignore_eos to "
+                "false"
+            )
         if self.stop and not self.detokenize:
             raise ConfigError(
                 f"sampling: detokenize is false but stop is {shown(list(self.stop))}, expected no stop strings "
@@ -207,7 +220,13 @@ class SamplingParams:
     @property
     def changes_logits(self) -> bool:
         """Whether anything before the greedy choice can make it another one; min_tokens apart, which ends."""
-        return bool(self.needs_history or self.logit_bias or self.allowed_token_ids is not None or self.bad_words)
+        return bool(
+            self.needs_history
+            or self.logit_bias
+            or self.allowed_token_ids is not None
+            or self.bad_words
+            or self.structured_outputs is not None
+        )
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], base: SamplingParams | None = None) -> SamplingParams:
@@ -248,6 +267,8 @@ class SamplingParams:
 
 
 def _as_json(value: Any) -> Any:
+    if isinstance(value, StructuredOutputsParams):
+        return value.to_dict()
     if isinstance(value, dict):
         return {str(key): item for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value

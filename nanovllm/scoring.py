@@ -6,9 +6,10 @@ Owns where a pair of texts is cut into tokens and how a long text is cut into wi
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nanovllm.engine.sequence import Sequence
 from nanovllm.errors import ConfigError, RequestError
 from nanovllm.in_flight import invalid_logits
-from nanovllm.outputs import PerplexityOutput, ScoreOutput
-from nanovllm.progress import progress
+from nanovllm.outputs import PerplexityOutput, ScoredRequest, ScoreOutput, ScoreRequest
 from nanovllm.prompts import as_prompt_list, is_id, read_prompt
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.tokenizer import Tokenizer
@@ -26,106 +26,179 @@ if TYPE_CHECKING:
     from nanovllm.llm import LLM
 
 _NO_SAMPLING = SamplingParams(temperature=0.0, max_tokens=1)
-
+_END = object()  # of an iterator of requests
 
 # From so many tokens up that are in no full block, the first pair of a prompt is computed before the others.
 FORK_TOKENS = 4
 
 
-def score_pairs(llm: LLM, prompts: Any, continuations: Any, use_tqdm: bool) -> list[list[ScoreOutput]]:
-    """Score every continuation after its prompt; see `LLM.score`."""
-    prompts, groups = _grouped(prompts, continuations)
-    results = [[ScoreOutput() for _ in group] for group in groups]
-    places: dict[Sequence, tuple[int, int]] = {}
-    families: dict[Sequence, _Family] = {}
+def serve_scores(llm: LLM, requests: Iterable[ScoreRequest | None]) -> Iterator[ScoredRequest]:
+    """Score requests as they come; see `LLM.score_iter`."""
+    fresh = iter(requests)
     ready: deque[Sequence] = deque()
-    fresh = iter(range(len(prompts)))
+    owners: dict[Sequence, _Pairs | _Text] = {}
+    in_flight: set[_Pairs | _Text] = set()
 
-    def sequences() -> Iterator[Sequence | None]:
+    def sequences() -> Iterator[Sequence | ScoredRequest | None]:
         while True:
             if ready:
                 yield ready.popleft()
-            elif (i := next(fresh, None)) is not None:
-                ready.extend(begin(i))
-            elif families:
-                yield None
-            else:
+                continue
+            request = next(fresh, _END)
+            if request is _END and not in_flight:
                 return
+            if request is None or request is _END:
+                yield None
+                continue
+            work = _Text(request, llm) if request.continuations is None else _Pairs(request, llm)
+            if work.num_open == 0:
+                yield work.result
+            else:
+                in_flight.add(work)
+                queue(work, work.begin())
 
-    def begin(i: int) -> list[Sequence]:
-        """Return what of a prompt's pairs may run at once."""
-        seqs: list[Sequence] = []
+    def queue(work: _Pairs | _Text, seqs: list[Sequence]) -> None:
+        owners.update(dict.fromkeys(seqs, work))
+        ready.extend(seqs)
+
+    try:
+        with contextlib.closing(llm.dispatcher.run_scoring(sequences())) as ended:
+            for item in ended:
+                if isinstance(item, ScoredRequest):
+                    yield item
+                    continue
+                work = owners.pop(item)
+                queue(work, work.take(item))
+                if work.num_open == 0:
+                    in_flight.remove(work)
+                    work.end()
+                    yield work.result
+    finally:
+        for work in in_flight:
+            work.end()
+
+
+class _Pairs:
+    """A request's prompt and its continuations, each pair a sequence.
+
+    Where it pays, the first pair is computed before the others, keeps its blocks, and the others fork from it.
+
+    Attributes:
+        num_open: pairs that have not ended.
+    """
+
+    def __init__(self, request: ScoreRequest, llm: LLM):
+        self.result = ScoredRequest(request)
+        self._engine = llm.engine
+        self._places: dict[Sequence, int] = {}
+        self._others: list[Sequence] = []
+        self._first: Sequence | None = None
         context: _Context | None = None
-        for j, continuation in enumerate(groups[i]):
-            output = results[i][j]
+        for i, continuation in enumerate(_checked_group("ScoreRequest.continuations", request.continuations)):
+            output = ScoreOutput()
             try:
-                context = context or _Context.read(prompts[i], llm.tokenizer)
-                output.prompt_token_ids, output.token_ids = context.pair(continuation, llm)
-                seqs.append(scoring_sequence(llm, output.prompt_token_ids, output.token_ids))
-                places[seqs[-1]] = (i, j)
+                context = context or _Context.read(request.prompt, llm.tokenizer)
+                ids, output.token_ids = context.pair(continuation, llm)
+                if request.truncate:
+                    output.num_truncated = _num_excess(len(ids), len(output.token_ids), llm.max_model_len)
+                output.prompt_token_ids = ids[output.num_truncated :]
+                self._places[_sequence(llm, output.prompt_token_ids, output.token_ids)] = i
             except RequestError as error:
-                results[i][j] = ScoreOutput(error=error)
-                done()
-        if len(seqs) < 2 or seqs[0].num_scored % llm.engine.block_manager.block_size < FORK_TOKENS:
+                output = ScoreOutput(error=error)
+            self.result.outputs.append(output)
+        self.num_open = len(self._places)
+
+    def begin(self) -> list[Sequence]:
+        """Return the sequences that may run at once."""
+        seqs = list(self._places)
+        if len(seqs) < 2 or seqs[0].num_scored % self._engine.block_manager.block_size < FORK_TOKENS:
             return seqs
-        first, others = seqs[0], seqs[1:]
-        first.keeps_blocks = True
-        family = families[first] = _Family(first, others)
-        for seq in others:
-            seq.fork_of, families[seq] = first, family
-        return [first]
+        self._first, *self._others = seqs
+        self._first.keeps_blocks = True
+        for seq in self._others:
+            seq.fork_of = self._first
+        return [self._first]
 
-    def settle(seq: Sequence) -> None:
-        family = families.pop(seq, None)
-        if family is None:
-            return
-        if seq is family.first:
-            ready.extend(family.others)
+    def take(self, seq: Sequence) -> list[Sequence]:
+        """Note what has ended, and return the sequences that may run now."""
+        self.num_open -= 1
+        i = self._places.pop(seq)
+        if seq.finish_reason == "error":
+            self.result.outputs[i] = ScoreOutput(error=invalid_logits())
         else:
-            family.num_ended += 1
-        if family.num_ended == len(family.others):
-            llm.engine.drop_kept(family.first)
+            output = self.result.outputs[i]
+            output.logprobs = [row.logprobs[0] for row in seq.prompt_logprobs]
+            output.is_greedy = all(row.is_best for row in seq.prompt_logprobs)
+        if seq is not self._first:
+            return []
+        others, self._others = self._others, []
+        return others
 
-    with progress(sum(map(len, groups)), use_tqdm) as done:
+    def end(self) -> None:
+        """Give up the blocks that are kept for the others."""
+        if self._first is not None:
+            self._engine.drop_kept(self._first)
+
+
+class _Text:
+    """A text that is scored by itself, each of its windows a sequence.
+
+    Attributes:
+        num_open: windows that have not ended.
+    """
+
+    def __init__(self, request: ScoreRequest, llm: LLM):
+        self._places: dict[Sequence, int] = {}  # the first token that each window scores
+        self._scores: dict[int, list[float]] = {}
         try:
-            for seq in llm.dispatcher.run_scoring(sequences()):
-                i, j = places.pop(seq)
-                if seq.finish_reason == "error":
-                    results[i][j] = ScoreOutput(error=invalid_logits())
-                else:
-                    output = results[i][j]
-                    output.logprobs = [row.logprobs[0] for row in seq.prompt_logprobs]
-                    output.is_greedy = all(row.is_best for row in seq.prompt_logprobs)
-                settle(seq)
-                done()
-        finally:
-            for family in families.values():
-                llm.engine.drop_kept(family.first)
-    return results
+            output, ids = _read_text(request.prompt, llm, request.score_first)
+            for begin, first, end in rolling_windows(len(ids), llm.max_model_len):
+                self._places[_sequence(llm, ids[begin:first], ids[first:end])] = first
+        except RequestError as error:
+            self._places.clear()
+            output = PerplexityOutput(error=error)
+        self.result = ScoredRequest(request, perplexity=output)
+        self.num_open = len(self._places)
+
+    def begin(self) -> list[Sequence]:
+        """Return the sequences that may run at once: all of them."""
+        return list(self._places)
+
+    def take(self, seq: Sequence) -> list[Sequence]:
+        """Note what has ended; no sequence waits for another."""
+        self.num_open -= 1
+        self._scores[self._places.pop(seq)] = [row.logprobs[0] for row in seq.prompt_logprobs]
+        if seq.finish_reason == "error":
+            self.result.perplexity = PerplexityOutput(error=invalid_logits())
+        return []
+
+    def end(self) -> None:
+        """Put the windows' scores together in the order of the text."""
+        if self.result.perplexity.error is None:
+            self.result.perplexity.logprobs = [v for first in sorted(self._scores) for v in self._scores[first]]
 
 
-@dataclass(slots=True, eq=False)
-class _Family:
-    """The pairs of one prompt: the first is computed, and the others fork from it."""
+def score_requests(prompts: Any, continuations: Any) -> list[ScoreRequest]:
+    """Return a request for each prompt; `data` is its index.
 
-    first: Sequence
-    others: list[Sequence]
-    num_ended: int = 0
-
-
-def _grouped(prompts: Any, continuations: Any) -> tuple[list, list[list]]:
-    """Return the prompts and, for each, the list of its continuations."""
+    Raises:
+        ConfigError: the two do not fit together.
+    """
     listed = as_prompt_list(prompts)
     if not isinstance(continuations, ListLike) or isinstance(continuations, str):
         raise ConfigError(f"continuations: expected a list, found {type(continuations).__name__}")
     if _is_single(prompts):
-        return listed, [list(continuations)]
+        return [ScoreRequest(listed[0], list(continuations), 0)]
     if len(continuations) != len(listed):
         raise ConfigError(f"continuations: {len(continuations)} lists given for {len(listed)} prompts; give one each")
-    for i, group in enumerate(continuations):
-        if not isinstance(group, ListLike) or isinstance(group, str) or (group and all(map(is_id, group))):
-            raise ConfigError(f"continuations[{i}]: expected a list of continuations, found {_kind(group)}")
-    return listed, [list(group) for group in continuations]
+    groups = [_checked_group(f"continuations[{i}]", group) for i, group in enumerate(continuations)]
+    return [ScoreRequest(prompt, group, i) for i, (prompt, group) in enumerate(zip(listed, groups, strict=True))]
+
+
+def _checked_group(name: str, group: Any) -> list:
+    if not isinstance(group, ListLike) or isinstance(group, str) or (group and all(map(is_id, group))):
+        raise ConfigError(f"{name}: expected a list of continuations, found {_kind(group)}")
+    return list(group)
 
 
 def _is_single(prompts: Any) -> bool:
@@ -146,6 +219,8 @@ class _Context:
 
     @classmethod
     def read(cls, prompt: Any, tokenizer: Tokenizer) -> _Context:
+        if isinstance(prompt, RequestError):
+            raise prompt
         if isinstance(prompt, Mapping) and prompt.get("prompt_token_ids") is None and "prompt" in prompt:
             prompt = prompt["prompt"]
         if not isinstance(prompt, str):
@@ -197,7 +272,7 @@ def _after_prefix(ids: list[int], llm: LLM) -> tuple[list[int], list[int]]:
     return [prefix], ids[1:] if ids[:1] == [prefix] else ids
 
 
-def scoring_sequence(llm: LLM, context: list[int], ids: list[int]) -> Sequence:
+def _sequence(llm: LLM, context: list[int], ids: list[int]) -> Sequence:
     """Return the sequence that scores `ids` after `context`; the last id is scored but never computed itself.
 
     Raises:
@@ -206,6 +281,11 @@ def scoring_sequence(llm: LLM, context: list[int], ids: list[int]) -> Sequence:
     whole = context + ids
     llm.engine.check_scored(whole)
     return Sequence("", whole[:-1], _NO_SAMPLING, targets=whole[1:], num_scored=len(context) - 1, samples_next=False)
+
+
+def _num_excess(num_context: int, num_scored: int, max_model_len: int) -> int:
+    """Return how many tokens of a context must go; one stays, and the last token that is scored takes no position."""
+    return max(0, min(num_context + num_scored - max_model_len - 1, num_context - 1))
 
 
 def rolling_windows(num_tokens: int, size: int) -> Iterator[tuple[int, int, int]]:
@@ -221,46 +301,10 @@ def rolling_windows(num_tokens: int, size: int) -> Iterator[tuple[int, int, int]
         first = end
 
 
-def text_perplexities(llm: LLM, texts: Any, score_first: bool, use_tqdm: bool) -> list[PerplexityOutput]:
-    """Score texts of any length; see `LLM.perplexity`."""
-    texts = as_prompt_list(texts)
-    results = [PerplexityOutput() for _ in texts]
-    places: dict[Sequence, tuple[int, int]] = {}
-    scored: dict[int, dict[int, list[float]]] = {}  # for each text in flight: first token of a window, its scores
-    num_open = [0] * len(texts)
-
-    def sequences() -> Iterator[Sequence]:
-        for i, text in enumerate(texts):
-            try:
-                results[i], ids = _read_text(text, llm, score_first)
-                windows = list(rolling_windows(len(ids), llm.max_model_len))
-                parts = [scoring_sequence(llm, ids[begin:first], ids[first:end]) for begin, first, end in windows]
-            except RequestError as error:
-                results[i] = PerplexityOutput(error=error)
-                done()
-                continue
-            num_open[i], scored[i] = len(parts), {}
-            for (_, first, _), seq in zip(windows, parts, strict=True):
-                places[seq] = (i, first)
-                yield seq
-
-    with progress(len(texts), use_tqdm) as done:
-        for seq in llm.dispatcher.run_scoring(sequences()):
-            i, first = places.pop(seq)
-            if seq.finish_reason == "error":
-                results[i] = PerplexityOutput(error=invalid_logits())
-            scored[i][first] = [row.logprobs[0] for row in seq.prompt_logprobs]
-            num_open[i] -= 1
-            if num_open[i] == 0:
-                windows = scored.pop(i)
-                if results[i].error is None:
-                    results[i].logprobs = [value for at in sorted(windows) for value in windows[at]]
-                done()
-    return results
-
-
 def _read_text(text: Any, llm: LLM, score_first: bool) -> tuple[PerplexityOutput, list[int]]:
     """Return an output that knows the text's sizes, and the ids of which all but the first are scored."""
+    if isinstance(text, RequestError):
+        raise text
     if isinstance(text, str):
         output = PerplexityOutput(num_bytes=len(text.encode("utf-8", "replace")), num_words=len(re.split(r"\s+", text)))
         ids = llm.tokenizer.encode(text, add_special_tokens=False)

@@ -148,6 +148,10 @@ class Tokenizer:
         """
         return self._decoder.start(skip_special_tokens, spaces_between_special_tokens, prompt_ids)
 
+    def to_json(self) -> str:
+        """Return the text of a tokenizer.json that has all of this tokenizer, the config's additions included."""
+        return self._backend.to_str()
+
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token's text as the vocabulary spells it."""
         return self._backend.token_to_id(token)
@@ -163,6 +167,14 @@ class Tokenizer:
             TokenizerError: a template is not valid Jinja.
         """
         self._templates.compile()
+
+    def chat_template_text(self, name: str | None = None) -> str:
+        """Return a chat template by its name, or the one that `render_chat` uses unless told otherwise.
+
+        Raises:
+            TokenizerError: the checkpoint has none.
+        """
+        return self._templates.text(name)
 
     def render_chat(
         self,

@@ -38,8 +38,8 @@ def main(arguments: argparse.Namespace) -> int:
     from jobs.inputs import row_source
     from jobs.job_file import Override, load_job, parse_set
     from jobs.preflight import Preflight
-    from jobs.prompts import PromptBuilder
     from jobs.rows import row_parser
+    from jobs.work import default_sampling, prompt_builder
     from nanovllm import SamplingParams, plan_model, resolve_model
 
     overrides = [parse_set(text) for text in arguments.set]
@@ -49,11 +49,12 @@ def main(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.job, overrides)
     source = row_source(job)
     source.check()
-    prompts = PromptBuilder(job.prompt)
+    prompts = prompt_builder(job)
     model_dir = resolve_model(job.model, relative_to=job.model_folder)
     plan = plan_model(model_dir, **job.engine)
     prompts.use_tokenizer(plan.tokenizer)
-    preflight = Preflight(job, plan, SamplingParams.from_dict(job.sampling, base=plan.defaults))
+    defaults = default_sampling(job, plan.defaults)
+    preflight = Preflight(job, plan, SamplingParams.from_dict(job.sampling, base=defaults))
     rows = preflight.rows(source.rows(job.limit), row_parser(job, prompts))
     if arguments.row is not None:
         return _show_row(rows, arguments.row, plan)

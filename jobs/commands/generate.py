@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from jobs.commands.arguments import auto_or_count, count
@@ -36,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, kind, metavar, text in _SAMPLING_FLAGS:
         parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     parser.add_argument("--stop", metavar="TEXT", action="append", help="end at this text; may be given again")
+    structured = parser.add_mutually_exclusive_group()
+    structured.add_argument("--json-schema", metavar="FILE", type=Path, help="the text is JSON that conforms to it")
+    structured.add_argument("--regex", metavar="R", help="the text matches it")
+    structured.add_argument("--choice", metavar="TEXT", action="append", help="the text is one of these; give it again")
     parser.add_argument("--top-logits", metavar="N", type=count, help="show the N best next tokens instead")
     parser.add_argument("--dtype", default="auto", help="how weights are kept: auto, float32, bfloat16, int8")
     parser.add_argument("--threads", type=auto_or_count, default="auto", metavar="N", help="auto or a number")
@@ -47,13 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Generate and print."""
-    from nanovllm import LLM, SamplingParams, resolve_model
+    from nanovllm import LLM, SamplingParams, check_structured_outputs, resolve_model
 
     if arguments.system is not None and not arguments.chat:
         raise ConfigError("--system needs --chat: a system message is part of a chat")
     text = _prompt_text(arguments.prompt)
     given = _given_sampling(arguments)
-    SamplingParams.from_dict(given)  # a wrong value is said before the model is loaded
+    # what is wrong is said before the model is loaded
+    check_structured_outputs(SamplingParams.from_dict(given))
     llm = LLM(
         resolve_model(arguments.model),
         dtype=arguments.dtype,
@@ -93,7 +99,15 @@ def _prompt_text(argument: str) -> str:
 
 def _given_sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     names = [name.replace("-", "_") for name, *_ in _SAMPLING_FLAGS] + ["stop"]
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.json_schema is not None:
+        from jobs.structured_files import read_schema
+
+        given["structured_outputs"] = {"json": read_schema(arguments.json_schema, "--json-schema")}
+    for name in ("regex", "choice"):
+        if getattr(arguments, name) is not None:
+            given["structured_outputs"] = {name: getattr(arguments, name)}
+    return given
 
 
 def _prompt(llm: Any, text: str, arguments: argparse.Namespace) -> Any:

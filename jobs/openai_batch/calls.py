@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.openai_batch.errors import CallRefused, shown
-from jobs.openai_batch.fields import CHAT, ENDPOINTS, check_fields, read_sampling
+from jobs.openai_batch.fields import CHAT, ENDPOINTS, RESPONSE_FORMAT, check_fields, read_sampling
 from jobs.prompts import Prompt, PromptBuilder, refuse_lone_surrogates
 from nanovllm import RequestError
 
@@ -31,12 +31,20 @@ class Call:
         endpoint: one of `ENDPOINTS`, None until the line is known to be a call of one.
         model: name that the response gives back.
         num_top_logprobs: how many of the most likely tokens the response names at each position.
+        logprob_token_ids: ids that it names besides.
+        returns_token_ids: whether it gives the ids of prompt and completion.
+        num_cut_tokens: prompt tokens that the call itself asked to cut.
+        structured_field: field that says what the text must conform to, or None.
     """
 
     custom_id: str | None = None
     endpoint: str | None = None
     model: str = ""
     num_top_logprobs: int = 0
+    logprob_token_ids: tuple[int, ...] = ()
+    returns_token_ids: bool = False
+    num_cut_tokens: int = 0
+    structured_field: str | None = None
 
 
 def is_batch_line(value: Any) -> bool:
@@ -76,8 +84,12 @@ class CallReader:
         check_fields(call.endpoint, body)
         sampling = read_sampling(call.endpoint, body, self._length_is_set)
         call.num_top_logprobs = sampling.get("logprobs", 0)
+        call.logprob_token_ids = tuple(sampling.get("logprob_token_ids", ()))
+        call.returns_token_ids = _flag(body, "return_token_ids", False)
+        if "structured_outputs" in sampling:
+            call.structured_field = "structured_outputs" if body.get("structured_outputs") else RESPONSE_FORMAT
         prompt = _read_chat(body, prompts) if call.endpoint == CHAT else _read_prompt(body.get("prompt"))
-        return prompt, sampling
+        return _truncated(prompt, body, prompts, call), sampling
 
     def _default_name(self) -> str:
         return self._names[0] if self._names else self._model
@@ -167,6 +179,25 @@ def _read_prompt(prompt: Any) -> Prompt:
     if not prompt:
         raise CallRefused("empty_prompt", "body.prompt is an empty list: it needs at least one id", "prompt")
     return Prompt({"prompt_token_ids": prompt})
+
+
+def _truncated(prompt: Prompt, body: dict[str, Any], prompts: PromptBuilder, call: Call) -> Prompt:
+    """Keep so many tokens of a prompt as the call says, by default the last ones."""
+    count, side = body.get("truncate_prompt_tokens"), body.get("truncation_side")
+    if side not in (None, "left", "right"):
+        message = f"body.truncation_side is {shown(side)}, expected 'left' or 'right'"
+        raise CallRefused("invalid_prompt", message, "truncation_side")
+    if count is None:
+        return prompt
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        cure = "an integer of at least 1; the job's on_overlong cuts what is longer than the model takes"
+        message = f"body.truncate_prompt_tokens is {shown(count)}, expected {cure}"
+        raise CallRefused("invalid_prompt", message, "truncate_prompt_tokens")
+    ids = prompts.ids(prompt)
+    call.num_cut_tokens = max(0, len(ids) - count)
+    if not call.num_cut_tokens:
+        return prompt
+    return Prompt({"prompt_token_ids": ids[:count] if side == "right" else ids[-count:]})
 
 
 def _flag(body: dict[str, Any], name: str, default: bool) -> bool:

@@ -10,6 +10,8 @@ import difflib
 from typing import Any
 
 from jobs.openai_batch.errors import CallRefused, shown
+from jobs.openai_batch.response_format import FIELD as RESPONSE_FORMAT
+from jobs.openai_batch.response_format import read_response_format
 from nanovllm import ConfigError, SamplingParams
 
 CHAT = "/v1/chat/completions"
@@ -18,10 +20,14 @@ ENDPOINTS = (CHAT, COMPLETIONS)
 
 # Same name and meaning as in SamplingParams; one that this version's SamplingParams lacks is refused by name.
 _SAMPLING = (
-    "allowed_token_ids", "bad_words", "frequency_penalty", "ignore_eos", "include_stop_str_in_output", "logit_bias",
-    "min_p", "min_tokens", "n", "presence_penalty", "repetition_penalty", "seed", "skip_special_tokens",
-    "spaces_between_special_tokens", "stop", "stop_token_ids", "temperature", "top_k", "top_p", "typical_p",
+    "allowed_token_ids", "bad_words", "dry_allowed_length", "dry_base", "dry_multiplier", "dry_penalty_last_n",
+    "dry_sequence_breakers", "frequency_penalty", "ignore_eos", "include_stop_str_in_output", "logit_bias",
+    "logprob_token_ids", "min_p", "min_tokens", "n", "no_repeat_ngram_size", "presence_penalty", "prompt_logprobs",
+    "repetition_detection", "repetition_penalty", "seed", "skip_special_tokens", "spaces_between_special_tokens",
+    "stop", "stop_token_ids", "structured_outputs", "temperature", "top_k", "top_n_sigma", "top_p", "typical_p",
 )  # fmt: skip
+# What a response has besides, and what of a prompt is kept.
+_OWN = ("return_token_ids", "truncate_prompt_tokens", "truncation_side", RESPONSE_FORMAT)
 _PROMPT = {
     CHAT: (
         "messages", "tools", "tool_choice", "documents", "chat_template", "chat_template_kwargs",
@@ -32,7 +38,7 @@ _PROMPT = {
 _LENGTH = {CHAT: ("max_tokens", "max_completion_tokens"), COMPLETIONS: ("max_tokens",)}
 _LOGPROBS = {CHAT: ("logprobs", "top_logprobs"), COMPLETIONS: ("logprobs",)}
 # Labels for whoever serves the request; they never change an answer.
-_LABELS = ("model", "user", "metadata", "safety_identifier", "prompt_cache_key")
+_LABELS = ("model", "user", "metadata", "safety_identifier", "prompt_cache_key", "request_id", "cache_salt")
 # Fields that are not served, with the values that ask for nothing.
 _NEUTRAL: dict[str, tuple] = {
     "stream": (False,),
@@ -42,15 +48,27 @@ _NEUTRAL: dict[str, tuple] = {
     "store": (False,),
     "parallel_tool_calls": (True,),
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
     "priority": (0,),
+    "thinking_token_budget": (-1,),
+    "return_prompt_text": (False,),
     "logprobs": (False,),
     "top_logprobs": (0,),
 }
+# What an endpoint does anyway.
+_NEUTRAL_AT: dict[tuple[str, str], tuple] = {
+    (CHAT, "add_special_tokens"): (False,),
+    (COMPLETIONS, "add_special_tokens"): (True,),
+}
 _HINTS = {
+    "add_special_tokens": "a chat's template writes all of them, and a completion's prompt gets those of the model",
+    "guided_json": "use structured_outputs: {json: ...}",
+    "guided_regex": "use structured_outputs: {regex: ...}",
+    "guided_choice": "use structured_outputs: {choice: [...]}",
+    "guided_grammar": "use structured_outputs: {grammar: ...}",
+    "use_beam_search": "only LLM.beam_search has it",
     "stream": "a batch has no streams",
     "echo": "the prompt is not repeated in front of the completion",
     "best_of": "ask for n completions and choose among them",
@@ -66,7 +84,7 @@ def check_fields(endpoint: str, body: dict[str, Any]) -> None:
     """Refuse the first field that is not served. Raises CallRefused."""
     served = served_fields(endpoint)
     for name, value in body.items():
-        if name in served or value is None or _is_neutral(name, value):
+        if name in served or value is None or _is_neutral(endpoint, name, value):
             continue
         raise CallRefused("unsupported_field", _refusal(name, value, served), name)
 
@@ -77,7 +95,7 @@ def served_fields(endpoint: str) -> set[str]:
     names = {name for name in _SAMPLING if name in known}
     if "logprobs" in known:
         names.update(_LOGPROBS[endpoint])
-    return names.union(_PROMPT[endpoint], _LENGTH[endpoint], _LABELS)
+    return names.union(_PROMPT[endpoint], _LENGTH[endpoint], _LABELS, _OWN)
 
 
 def read_sampling(endpoint: str, body: dict[str, Any], length_is_set: bool) -> dict[str, Any]:
@@ -100,6 +118,9 @@ def read_sampling(endpoint: str, body: dict[str, Any], length_is_set: bool) -> d
     num_logprobs = _num_logprobs(endpoint, body)
     if num_logprobs is not None:
         values["logprobs"] = num_logprobs
+    structured = read_response_format(body)
+    if structured is not None:
+        values["structured_outputs"] = structured
     for name, value in values.items():
         _check_alone(name, value, _field_of(name, body))
     return values
@@ -111,6 +132,8 @@ def _field_of(name: str, body: dict[str, Any]) -> str:
         return "max_completion_tokens"
     if name == "logprobs" and body.get("top_logprobs") is not None:
         return "top_logprobs"
+    if name == "structured_outputs" and body.get(name) is None:
+        return RESPONSE_FORMAT
     return name
 
 
@@ -120,6 +143,8 @@ def _check_alone(name: str, value: Any, field: str) -> None:
         SamplingParams.from_dict({name: value}, base=SamplingParams(max_tokens=None))
     except ConfigError as error:
         reason = str(error).removeprefix("sampling: ").removeprefix(name)
+        if field == RESPONSE_FORMAT:
+            reason = reason.replace(".json", ".json_schema.schema", 1)
         raise CallRefused("invalid_sampling", f"body.{field}{reason}", field) from None
 
 
@@ -152,9 +177,10 @@ def _sampling_names() -> frozenset[str]:
     return frozenset(SamplingParams.__dataclass_fields__)
 
 
-def _is_neutral(name: str, value: Any) -> bool:
+def _is_neutral(endpoint: str, name: str, value: Any) -> bool:
     # by type as well: True is no 1
-    return any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL.get(name, ()))
+    neutrals = (*_NEUTRAL.get(name, ()), *_NEUTRAL_AT.get((endpoint, name), ()))
+    return any(type(value) is type(neutral) and value == neutral for neutral in neutrals)
 
 
 def _refusal(name: str, value: Any, served: set[str]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from nanovllm.engine.batch import Batch
+from nanovllm.engine.grammar import StepMasks, allows_only
 from nanovllm.engine.limits import Limits
 from nanovllm.engine.logprobs import score_row
-from nanovllm.engine.processors import step_rules
+from nanovllm.engine.processors import step_biases
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.weights import Weights
 from nanovllm.kernels.blas import single_threaded
@@ -33,6 +34,7 @@ class ModelRunner:
         )  # fmt: skip
         self.sampler = Sampler(team, spec.vocab_size)
         self._logits = np.empty((0, spec.vocab_size), np.float32)
+        self._masks = StepMasks(spec.vocab_size)
 
     def run(self, batch: Batch) -> list[int]:
         """Compute the step and draw the next token of every part that reached its newest token.
@@ -119,6 +121,8 @@ class ModelRunner:
         banned: list[int] = []
         cu_history, cu_banned = np.zeros(len(seqs) + 1, np.int32), np.zeros(len(seqs) + 1, np.int32)
         num_prompt = np.zeros(len(seqs), np.int32)
+        rules = [seq.rules for seq in seqs]
+        masks = self._masks.of(rules, [seq.grammar for seq in seqs])
         for i, seq in enumerate(seqs):
             params[i] = pack_row(seq.params, seq.seed, seq.sample_index, seq.num_completion, _dry_limit(seq))
             if seq.params.needs_history:
@@ -126,12 +130,15 @@ class ModelRunner:
                 num_prompt[i] = seq.num_prompt
             if seq.rules is not None:
                 banned += seq.rules.banned_after(seq.token_ids, seq.num_prompt)
-            if seq.num_completion < seq.params.min_tokens:
+            # A complete grammar ends its text before min_tokens too: nothing else could come.
+            if seq.num_completion < seq.params.min_tokens and not (
+                seq.grammar is not None and allows_only(masks["masks"][masks["mask_rows"][i]], seq.stop_ids)
+            ):
                 banned += seq.stop_ids
             cu_history[i + 1], cu_banned[i + 1] = len(history), len(banned)
         ids, status = self.sampler.sample(
             logits, params, np.array(history, np.int32), cu_history, num_prompt, np.array(banned, np.int32), cu_banned,
-            **step_rules([seq.rules for seq in seqs]),
+            **masks, **step_biases(rules),
         )  # fmt: skip
         return np.where(status == 0, ids, -status).tolist()
 

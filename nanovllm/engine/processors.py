@@ -75,16 +75,12 @@ def ends_in_repetition(token_ids: list[int], num_prompt: int, detection: Mapping
     return False
 
 
-def step_rules(rules: list[TokenRules | None]) -> dict[str, np.ndarray]:
-    """Return masks and biases of a step's rows as the kernel takes them; nothing where no row has any."""
-    found: dict[str, np.ndarray] = {}
-    masks = list({id(one.mask): one.mask for one in rules if one is not None and one.mask is not None}.values())
-    if masks:
-        place = {id(mask): i for i, mask in enumerate(masks)}
-        found["masks"] = np.stack(masks)
-        found["mask_rows"] = np.array([-1 if one is None else place.get(id(one.mask), -1) for one in rules], np.int32)
+def step_biases(rules: list[TokenRules | None]) -> dict[str, np.ndarray]:
+    """Return biases of a step's rows as the kernel takes them; nothing where no row has any."""
     biases = [np.empty(0, BIAS_DTYPE) if one is None else one.biases for one in rules]
-    if any(map(len, biases)):
-        found["biases"] = np.concatenate(biases)
-        found["cu_biases"] = np.cumsum([0, *map(len, biases)]).astype(np.int32)
-    return found
+    if not any(map(len, biases)):
+        return {}
+    return {
+        "biases": np.concatenate(biases),
+        "cu_biases": np.cumsum([0, *map(len, biases)]).astype(np.int32),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nanovllm.engine.grammar import TokenGrammar
 from nanovllm.engine.logprobs import RowLogprobs
 from nanovllm.engine.processors import REPETITION, TokenRules, ends_in_repetition
 from nanovllm.sampling_params import SamplingParams
@@ -28,6 +29,7 @@ class Sequence:
         samples_next: False for a sequence that ends with its prompt: it is there for its scores.
         prompt_logprobs: of the targets scored so far. logprobs: of the completion's tokens, where wanted.
         rules: settings about single tokens, in ids; None without any.
+        grammar: what the completion must conform to, with its place in it; None without any.
         nothing_allowed: it ended with an error because its settings left no token to draw.
         keeps_blocks: its blocks are kept after its end, for sequences that fork from it.
         fork_of: an ended sequence that keeps its blocks; this one takes over what both begin with, to the token.
@@ -57,6 +59,7 @@ class Sequence:
     fork_of: Sequence | None = None
     num_overtaken: int = 0
     rules: TokenRules | None = None
+    grammar: TokenGrammar | None = None
     nothing_allowed: bool = False
     finish_reason: str | None = None
     stop_reason: int | str | None = None
@@ -91,13 +94,25 @@ class Sequence:
         """Whether the completion's log probabilities are to be kept."""
         return self.params.logprobs is not None or bool(self.params.logprob_token_ids)
 
+    @property
+    def ends_with_stop_id(self) -> bool:
+        """Whether its last token is there only because it ended the sequence."""
+        return self.finish_reason == "stop" and self.token_ids[-1] in self.stop_ids
+
     def append(self, token_id: int) -> None:
-        """Take the next token and end the sequence if that token or the length says so."""
+        """Take the next token and end the sequence if that token, the grammar or the length says so."""
         self.token_ids.append(token_id)
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
+            if self.grammar.error is not None:
+                self.finish_reason = "error"
+                return
         if token_id in self.stop_ids and self.num_completion >= self.params.min_tokens:
             self.finish_reason = "stop"
             if token_id in self.params.stop_token_ids:
                 self.stop_reason = token_id
+        elif self.grammar is not None and self.grammar.is_done:
+            self.finish_reason = "stop"
         elif self._loops():
             self.finish_reason, self.stop_reason = "stop", REPETITION
         elif self.num_tokens >= self.max_total:

@@ -59,7 +59,7 @@ def test_a_finished_run_is_left_alone_without_its_model(folder, no_model, capsys
     assert "already finished, nothing changed: 4 rows, 0 errors" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("engine", [", threads: 1, max_num_seqs: 2", ", enable_prefix_caching: false"])
+@pytest.mark.parametrize("engine", [", threads: 1, max_num_seqs: 2", ", reorder: false"])
 def test_threads_comments_and_place_change_nothing(folder, no_model, engine):
     write(folder, rows_of(folder), engine=engine)
     (folder / "job.yaml").write_text("# a remark\n" + (folder / "job.yaml").read_text())

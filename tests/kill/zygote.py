@@ -67,6 +67,7 @@ def child(command):
 
 def serve():
     build_parser()  # imports the commands
+    nanovllm.machine_info()  # looks up versions and CPU, once for all children
     for line in sys.stdin:
         command = json.loads(line)
         pid = os.fork()

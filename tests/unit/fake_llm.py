@@ -43,6 +43,8 @@ class FakeLLM:
         self.seen = []
         self.most_held = 0
 
+    num_shareable_tokens = 4
+
     def default_sampling_params(self):
         return SamplingParams.from_dict(self.model_defaults)
 

@@ -100,7 +100,7 @@ def test_a_name_that_looks_like_a_date_is_text(load):
         ("limits: {deadline: 0}", "limits.deadline is 0, expected a time such as 45s, 30m, 2h or 1h30m"),
         ("limits: {stop_early: 1}", "limits.stop_early is 1, expected true or false"),
         ("shard: 5/4", "line 3: shard is '5/4', expected I/N, such as 0/4: part I of N"),
-        ("eval: {task: generate}", "line 3: eval: evaluation is not served by this version"),
+        ("eval: {task: generat}", "line 3: eval.task is 'generat', expected one of generate, multiple_choice"),
         ("shards: 1/2", "line 3: shards is not a known key"),
         ("name: &a x\noutput: *a", "line 4: the alias *a is not read here: write the value out"),
         ("name: !!python/name:os.system x", "line 3: the tag tag:yaml.org,2002:python/name:os.system is not read"),
@@ -180,6 +180,20 @@ def test_inputs_are_looked_up_beside_the_job_file_and_then_here(load, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('output: "a\\0b"\n', "line 3: output: 'a\\x00b' holds a null byte, which no path can"),
+        ('input: "a\\0b"\n', "line 2: input: 'a\\x00b' holds a null byte, which no path can"),
+        ("output: ~no-such-user/runs\n", "line 3: output: '~no-such-user/runs' begins with ~ and names no user"),
+        (f"input: {'x' * 300}\n", f"line 2: input: '{'x' * 116}... cannot be looked up in "),
+    ],
+)
+def test_what_can_be_no_path_is_refused(load, text, message):
+    base = "model: m\n" if text.startswith("input") else BASE
+    assert message in refusal(load, text, base=base)
+
+
 def test_output_placeholders_and_variables(load, tmp_path, monkeypatch):
     monkeypatch.setenv("NANOVLLM_TEST_ROOT", "r{x}")
     job = load("name: n\noutput: '${NANOVLLM_TEST_ROOT}/{name}-{date}'\n")
@@ -239,12 +253,19 @@ def test_every_example_is_known():
     assert sorted(path.name for path in CONFIGS.glob("*.yaml")) == [
         "completion_text.yaml",
         "csv_template.yaml",
+        "eval_classification.yaml",
+        "eval_gsm8k_8shot.yaml",
+        "eval_gsm8k_chat.yaml",
+        "eval_json_extraction.yaml",
+        "eval_multiple_choice.yaml",
+        "eval_perplexity.yaml",
         "many_inputs.yaml",
         "messages_tools.yaml",
         "openai_batch.yaml",
         "quickstart.yaml",
         "row_sampling.yaml",
         "sharded.yaml",
+        "structured_output.yaml",
         "unattended.yaml",
     ]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nanovllm import Request, SamplingParams
-from nanovllm.engine.processors import TokenRules, ends_in_repetition, step_rules
+from nanovllm.engine.grammar import StepMasks
+from nanovllm.engine.processors import TokenRules, ends_in_repetition, step_biases
 from nanovllm.errors import RequestError
 from nanovllm.kernels.sampling_step import BIAS_DTYPE, DRY_UNLIMITED, pack_mask
 from nanovllm.token_rules import RuleMaker
@@ -146,12 +147,15 @@ def test_rows_share_masks_and_have_their_own_biases():
     mask = pack_mask([1], 40)
     one = TokenRules(mask, np.array([(3, 1.5)], BIAS_DTYPE))
     two = TokenRules(None, np.array([(4, -2.0), (5, 0.5)], BIAS_DTYPE))
-    found = step_rules([None, one, two, one, TokenRules(pack_mask([2], 40))])
+    rows = [None, one, two, one, TokenRules(pack_mask([2], 40))]
+    found = StepMasks(40).of(rows, [None] * 5)
     assert found["masks"].tolist() == [[2, 0], [4, 0]]
     assert found["mask_rows"].tolist() == [-1, 0, -1, 0, 1]
+    found = step_biases(rows)
     assert found["biases"].tolist() == [(3, 1.5), (4, -2.0), (5, 0.5), (3, 1.5)]
     assert found["cu_biases"].tolist() == [0, 0, 1, 3, 4, 4]
-    assert step_rules([None, TokenRules()]) == {}
+    assert step_biases([None, TokenRules()]) == {}
+    assert StepMasks(40).of([None, TokenRules()], [None, None]) == {}
 
 
 # ---- requests

@@ -16,7 +16,7 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 KERNELS = ROOT / "nanovllm" / "kernels"
 
 # import name -> distribution name, where they differ
-DISTRIBUTIONS = {"yaml": "pyyaml"}
+DISTRIBUTIONS = {"lm_eval": "lm-eval", "yaml": "pyyaml"}
 
 
 def python_imports(path):
@@ -49,9 +49,11 @@ def test_third_party_imports_are_declared():
     foreign = {module.split(".")[0] for module in IMPORTS}
     foreign -= {*sys.stdlib_module_names, "nanovllm", "jobs", "cpython", "libc", ""}
     distributions = {DISTRIBUTIONS.get(name, name) for name in foreign}
-    # huggingface_hub comes with tokenizers; gguf is an extra.
-    assert distributions - declared("dependencies") == {"gguf", "huggingface_hub"}
+    # huggingface_hub comes with tokenizers; the others are extras.
+    assert distributions - declared("dependencies") == {"gguf", "huggingface_hub", "llguidance", "lm-eval", "sacrebleu"}
     assert declared("gguf") == {"gguf"}
+    assert declared("structured") == {"llguidance"}
+    assert declared("lm-eval") == {"lm-eval"}
     assert declared("dependencies") - distributions == {"safetensors"}  # the format's own reader checks ours in tests
 
 
@@ -60,7 +62,8 @@ def test_extras_are_imported_late():
         "import sys\n"
         "class Refuse:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in {'gguf', 'huggingface_hub', 'pytest', 'hypothesis', 'Cython'}:\n"
+        "        extras = {'gguf', 'huggingface_hub', 'llguidance', 'lm_eval', 'pytest', 'hypothesis', 'Cython'}\n"
+        "        if name.split('.')[0] in extras:\n"
         "            raise ImportError(name + ' is not a run-time package')\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import nanovllm, jobs.cli\n"

@@ -77,6 +77,19 @@ def test_an_interrupted_run_continues_and_gives_the_same_bytes(bench, whole):
     assert "resumed: 5 rows kept, 7 new" in bench.said
 
 
+def test_a_row_counts_what_it_shares_with_the_row_before_it(bench):
+    assert bench.run()[0] == 0
+    before = [json.loads(line)["usage"]["cached_tokens"] for line in bench.results().splitlines()]
+    assert before == [0] + [4] * 11  # BOS and "row" are a block of the fake model
+    changed = [{**row, "prompt": "other"} if row["id"] == "i3" else row for row in ROWS]
+    code, done = bench.run(rows=changed)
+    assert (code, done) == (0, ["i3"])
+    now = [json.loads(line)["usage"]["cached_tokens"] for line in bench.results().splitlines()]
+    assert now == [0, 4, 4, 0, 0] + [4] * 7
+    assert bench.run(rows=changed, output="fresh")[0] == 0
+    assert bench.results() == bench.results("fresh")
+
+
 def test_a_torn_journal_is_mended_and_the_log_says_so(bench, whole):
     bench.interrupted(after=5)
     journal = bench.out / "journal.jsonl"

@@ -230,9 +230,9 @@ def test_a_prompt_that_fits_is_not_cut():
 
 
 def test_written_json_is_safe_for_every_reader():
-    text = json_text.dumps({"a": "x\u2028\u2029\ud83d é🙂", "b": [1.5, None]})
-    assert text == '{"a": "x\\u2028\\u2029\\ud83d é🙂", "b": [1.5, null]}'
-    assert json.loads(text) == {"a": "x\u2028\u2029\ud83d é🙂", "b": [1.5, None]}
+    text = json_text.dumps({"a": "x\x85\u2028\u2029\ud83d é🙂", "b": [1.5, None]})
+    assert text == '{"a": "x\\u0085\\u2028\\u2029\\ud83d é🙂", "b": [1.5, null]}'
+    assert json.loads(text) == {"a": "x\x85\u2028\u2029\ud83d é🙂", "b": [1.5, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_text.dumps(float("nan"))
 

@@ -1,8 +1,12 @@
-"""Two thousand mutated lines, rows of columns and lines of a batch: none breaks the run, and each is accounted for."""
+"""Five thousand mutated lines, rows of columns and lines of a batch: none breaks the run, and each is accounted for.
+
+NANOVLLM_FUZZ sets another number of lines.
+"""
 
 import copy
 import io
 import json
+import os
 import random
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from jobs.run import run_job
 from nanovllm import LLM
 
 MODEL = Path(__file__).parents[1] / "golden" / "models" / "llama-f32"
-NUM_LINES = 1000  # of each kind
+NUM_LINES = int(os.environ.get("NANOVLLM_FUZZ", "5000")) // 4  # of each kind under each policy
 
 CHAT = {"role": "user", "content": "Hello"}
 SEEDS = {

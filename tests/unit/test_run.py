@@ -75,7 +75,7 @@ def test_results_come_in_input_order_one_line_for_each_completion(shop):
         "text": "00-",
         "finish_reason": "length",
         "stop_reason": None,
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 0},
         "error": None,
         "seed": int(hashlib.sha256(b"i0").hexdigest()[:4], 16),
         "row": {"prompt": "row-00", "id": "i0", "kept": [0, None]},

@@ -31,6 +31,7 @@ VLLM_DEFAULTS = {
     "logprobs": None,
     "prompt_logprobs": None,
     "logprob_token_ids": [],
+    "structured_outputs": None,
     "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
     "include_stop_str_in_output": False,

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scoring_by_hand import LONG, TOLERANCE, assert_score, by_hand
 
 from nanovllm import ConfigError, SamplingParams
 from nanovllm.scoring import rolling_windows
@@ -12,27 +13,6 @@ from nanovllm.scoring import rolling_windows
 CASE = "llama-f32"  # BOS is 0 and never added by the tokenizer
 WITH_BOS = "llama-bf16-llama3rope"  # the tokenizer adds BOS, 497
 WITHOUT_BOS = "qwen2-bf16-tied"  # no BOS at all, EOS is 499
-TOLERANCE = 1e-4
-LONG = [(7 * i) % 400 + 3 for i in range(90)]
-
-
-def by_hand(llm, context, ids):
-    """(log probabilities, whether each id has the largest logit), each position computed by itself."""
-    logprobs, greedy = [], True
-    for end, token_id in enumerate(ids):
-        logits = llm.engine.next_token_logits(context + ids[:end]).astype(np.float64)
-        logprobs.append(logits[token_id] - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
-        greedy &= int(logits.argmax()) == token_id
-    return logprobs, greedy
-
-
-def assert_score(llm, output, context, ids):
-    assert output.error is None
-    assert (output.prompt_token_ids, output.token_ids) == (context, ids)
-    logprobs, greedy = by_hand(llm, context, ids)
-    np.testing.assert_allclose(output.logprobs, logprobs, atol=TOLERANCE, rtol=0)
-    assert output.logprob == pytest.approx(sum(logprobs), abs=TOLERANCE)
-    assert output.is_greedy is greedy
 
 
 # ---- where a pair is cut

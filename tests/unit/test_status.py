@@ -1,6 +1,7 @@
 """What a watcher reads of a run, and the verdict of `nanovllm status`."""
 
 import json
+import time
 
 import pytest
 
@@ -53,6 +54,17 @@ def test_a_run_at_work_is_6_and_a_killed_one_1(tmp_path, capsys):
     (tmp_path / "status.json").write_text(json.dumps({**values, "started": 1}))
     assert main(["status", str(tmp_path), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["phase"] == "killed"
+
+
+@pytest.mark.parametrize(("age", "code"), [(0, 6), (30, 6), (-30, 6), (3600, 1), (None, 1)])
+def test_a_run_on_another_machine_lives_as_long_as_its_heart_beats(tmp_path, capsys, age, code):
+    with StatusFile(tmp_path / "status.json"):
+        values = read(tmp_path)
+    heartbeat = None if age is None else time.time() - age
+    values.update(host="node-17", boot="of node-17", phase="generating", exit_code=None, heartbeat=heartbeat)
+    (tmp_path / "status.json").write_text(json.dumps(values))
+    assert main(["status", str(tmp_path), "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["phase"] == ("generating" if code == 6 else "killed")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{"])
