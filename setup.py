@@ -87,6 +87,7 @@ EXTENSIONS = [
     extension("blas"),
     extension("linear", "pack.c"),
     extension("rows"),
+    extension("cascade"),
     extension("attend"),
     extension("forward"),
     extension("head"),

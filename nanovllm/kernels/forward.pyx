@@ -26,7 +26,7 @@ cdef void run_layer(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_
     meet(s, PHASE_QKV, tid)
     rotate_and_store(s, layer, begin, end, <uint16_t *>scratch)
     if tid == 0:
-        s.next_task = s.next_merge = 0
+        s.next_task = s.next_merge = s.next_shared = 0
     meet(s, PHASE_ROPE, tid)
     attend(s, layer, tid)
     meet(s, PHASE_ATTENTION, tid)

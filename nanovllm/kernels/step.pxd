@@ -6,6 +6,7 @@ Only declarations. Pointers are NULL where a family has no such part.
 from libc.stdint cimport int32_t, int64_t, uint16_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from nanovllm.kernels.cascade cimport cascade_t
 from nanovllm.kernels.isa cimport nv_kernels, nv_linear
 from nanovllm.kernels.linear cimport rows_t
 from nanovllm.kernels.team cimport nv_team, team_barrier
@@ -84,6 +85,10 @@ cdef struct step_t:
     Py_ssize_t *task_start        # [num_seqs + 1] attention tiles before each sequence, for one KV head
     Py_ssize_t next_task
     Py_ssize_t next_merge
+    Py_ssize_t next_shared
+    const cascade_t *cascade      # beginnings that several sequences share
+    float *states                 # [rows, num_heads, state_size] of rows that are computed together with others
+    Py_ssize_t state_size
     Py_ssize_t num_pieces         # 0: a tile is one task; else its pieces are, and come together in `parts`
     float *parts                  # [tiles, num_kv_heads, num_pieces, part_size]
     Py_ssize_t part_size

@@ -185,17 +185,6 @@ static float softmax_piece(float *scores, int n, int first, int last, float *max
     return lanes_sum(acc);
 }
 
-/* Folds one piece (its maximum, sum and weighted values) into a row's running state, pieces in ascending order.
- * Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867). */
-static void merge_piece(float piece_max, float piece_sum, const float *piece, float *max, float *sum, float *out,
-                        int n) {
-    float m = piece_max > *max ? piece_max : *max;
-    float keep = expf(*max - m), add = expf(piece_max - m); /* exp(-inf) = 0 for the first piece */
-    *sum = *sum * keep + piece_sum * add;
-    *max = m;
-    for (int d = 0; d < n; d += VL) v_store(out + d, v_load(out + d) * keep + v_load(piece + d) * add);
-}
-
 /* x[0:n] rounded to bfloat16 but kept as float, for levels that multiply in float. */
 static inline float rounded(float x) {
     uint16_t half;
@@ -253,7 +242,7 @@ typedef struct {
     float *scores;    /* [NV_ATTN_ROWS][NV_PIECE] */
     float *q;         /* [head_dim][NV_ATTN_ROWS] */
     float *values;    /* [NV_ATTN_ROWS][v_stride] of one piece */
-    float *total;     /* [NV_ATTN_ROWS][v_stride] */
+    float *states;    /* [NV_ATTN_ROWS][nv_attention_state] */
     uint16_t *halves; /* [NV_ATTN_ROWS][NV_PIECE] */
 } attention_scratch;
 
@@ -263,8 +252,8 @@ static attention_scratch cut_scratch(const nv_attention *a) {
     s.scores = a->scratch;
     s.q = s.scores + NV_ATTN_ROWS * NV_PIECE;
     s.values = s.q + tile;
-    s.total = s.values + tile;
-    s.halves = (uint16_t *)(s.total + tile);
+    s.states = s.values + tile;
+    s.halves = (uint16_t *)(s.states + NV_ATTN_ROWS * nv_attention_state(a->head_dim));
     return s;
 }
 
@@ -323,11 +312,32 @@ static void attend_piece(const nv_attention *a, const attention_scratch *s, int 
     }
 }
 
-static void write_out(const nv_attention *a, const float *total, const float *sum) {
+static inline void clear_state(const nv_attention *a, float *state) {
+    state[0] = -INFINITY;
+    state[1] = 0;
+    memset(state + NV_STATE_VALUES, 0, sizeof(float) * (size_t)a->v_stride);
+}
+
+/* Folds one piece (each row's maximum, sum and weighted values) into the rows' states, pieces in ascending order.
+ * Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867). */
+static void fold_rows(const nv_attention *a, const float *piece_max, const float *piece_sum, const float *values,
+                      float *const *states) {
+    for (int r = 0; r < a->num_rows; r++, values += a->v_stride) {
+        float *state = states[r], *total = state + NV_STATE_VALUES;
+        if (piece_max[r] == -INFINITY) continue; /* the row sees nothing of this piece */
+        const float max = piece_max[r] > state[0] ? piece_max[r] : state[0];
+        const float keep = expf(state[0] - max), add = expf(piece_max[r] - max); /* exp(-inf) = 0 for the first piece */
+        state[0] = max;
+        state[1] = state[1] * keep + piece_sum[r] * add;
+        for (int d = 0; d < a->v_stride; d += VL) v_store(total + d, v_load(total + d) * keep + v_load(values + d) * add);
+    }
+}
+
+static void write_out(const nv_attention *a, float *const *states) {
     for (int r = 0; r < a->num_rows; r++) {
-        const float inverse = 1.0f / sum[r];
+        const float inverse = 1.0f / states[r][1], *total = states[r] + NV_STATE_VALUES;
         float *out = a->out + a->out_offset[r];
-        for (int d = 0; d < a->head_dim; d++) out[d] = total[r * a->v_stride + d] * inverse;
+        for (int d = 0; d < a->head_dim; d++) out[d] = total[d] * inverse;
     }
 }
 
@@ -342,25 +352,43 @@ static void piece_range(const nv_attention *a, int *begin, int *end) {
     }
 }
 
+/* Empty states in the thread's scratch. */
+static void own_states(const nv_attention *a, const attention_scratch *s, float **states) {
+    for (int r = 0; r < a->num_rows; r++) {
+        states[r] = s->states + r * nv_attention_state(a->head_dim);
+        clear_state(a, states[r]);
+    }
+}
+
+static void fold_piece(const nv_attention *a, const attention_scratch *s, int piece, float *const *states) {
+    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS];
+    attend_piece(a, s, piece * NV_PIECE, s->values, max, sum);
+    fold_rows(a, max, sum, s->values, states);
+}
+
 static void attention(const nv_attention *a) {
     const attention_scratch s = cut_scratch(a);
-    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS], piece_max[NV_ATTN_ROWS], piece_sum[NV_ATTN_ROWS];
+    float *own[NV_ATTN_ROWS];
+    float *const *states = a->state;
     int begin, end;
-    load_queries(a, s.q);
-    for (int r = 0; r < a->num_rows; r++) {
-        max[r] = -INFINITY;
-        sum[r] = 0;
-    }
-    memset(s.total, 0, sizeof(float) * (size_t)(a->num_rows * a->v_stride));
     piece_range(a, &begin, &end);
-    for (int piece = begin; piece < end; piece++) {
-        attend_piece(a, &s, piece * NV_PIECE, s.values, piece_max, piece_sum);
-        for (int r = 0; r < a->num_rows; r++)
-            if (piece_max[r] != -INFINITY)
-                merge_piece(piece_max[r], piece_sum[r], s.values + r * a->v_stride, &max[r], &sum[r],
-                            s.total + r * a->v_stride, a->v_stride);
+    if (a->done > 0) {
+        begin = a->done;
+    } else {
+        own_states(a, &s, own);
+        states = own;
     }
-    write_out(a, s.total, sum);
+    load_queries(a, s.q);
+    for (int piece = begin; piece < end; piece++) fold_piece(a, &s, piece, states);
+    write_out(a, states);
+}
+
+static void attention_fold(const nv_attention *a, int piece) {
+    const attention_scratch s = cut_scratch(a);
+    if (piece == 0)
+        for (int r = 0; r < a->num_rows; r++) clear_state(a, a->state[r]);
+    load_queries(a, s.q);
+    fold_piece(a, &s, piece, a->state);
 }
 
 /* The same in two parts, for few rows over many keys: any thread may compute any piece, one then merges them in order. */
@@ -376,20 +404,13 @@ static void attention_part(const nv_attention *a, int piece, float *part) {
 static void attention_merge(const nv_attention *a, const float *parts) {
     const attention_scratch s = cut_scratch(a);
     const size_t size = nv_attention_part(a->head_dim);
-    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS];
+    float *states[NV_ATTN_ROWS];
     int begin, end;
-    for (int r = 0; r < a->num_rows; r++) {
-        max[r] = -INFINITY;
-        sum[r] = 0;
-    }
-    memset(s.total, 0, sizeof(float) * (size_t)(a->num_rows * a->v_stride));
+    own_states(a, &s, states);
     piece_range(a, &begin, &end);
     for (int piece = begin; piece < end; piece++) {
         const float *part = parts + (size_t)piece * size;
-        for (int r = 0; r < a->num_rows; r++)
-            if (part[r] != -INFINITY)
-                merge_piece(part[r], part[NV_ATTN_ROWS + r], part + 2 * NV_ATTN_ROWS + r * a->v_stride, &max[r],
-                            &sum[r], s.total + r * a->v_stride, a->v_stride);
+        fold_rows(a, part, part + NV_ATTN_ROWS, part + 2 * NV_ATTN_ROWS, states);
     }
-    write_out(a, s.total, sum);
+    write_out(a, states);
 }

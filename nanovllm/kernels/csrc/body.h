@@ -104,6 +104,7 @@ const nv_kernels NV_LEVEL = {
     .rope = rope,
     .silu_mul = silu_mul,
     .attention = attention,
+    .attention_fold = attention_fold,
     .attention_part = attention_part,
     .attention_merge = attention_merge,
     .log_sum_exp = log_sum_exp,
