@@ -95,6 +95,8 @@ EXTENSIONS = [
     extension("decoder"),
     extension("ops"),
     extension("sampling_step"),
+    extension("sampling_logits"),
+    extension("sampling_filter"),
     extension("sampling"),
     extension("sampler"),
     extension("ceilings"),
