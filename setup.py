@@ -100,6 +100,7 @@ EXTENSIONS = [
     extension("sampling"),
     extension("sampler"),
     extension("ceilings"),
+    extension("timing"),
 ]
 
 setup(
