@@ -94,6 +94,8 @@ static uint64_t read_all(const void *data, size_t bytes) {
     return sum;
 }
 
+#include "dot.h"
+
 #include "gemm.h"
 
 #include "attention.h"
