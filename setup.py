@@ -86,12 +86,21 @@ EXTENSIONS = [
     extension("team", "team.c"),
     extension("blas"),
     extension("linear", "pack.c"),
+    extension("rows"),
+    extension("cascade"),
+    extension("attend"),
+    extension("forward"),
+    extension("head"),
+    extension("decoder_model"),
     extension("decoder"),
     extension("ops"),
     extension("sampling_step"),
+    extension("sampling_logits"),
+    extension("sampling_filter"),
     extension("sampling"),
     extension("sampler"),
     extension("ceilings"),
+    extension("timing"),
 ]
 
 setup(

@@ -74,10 +74,13 @@ cdef extern from "csrc/kernels.h" nogil:
         int v_stride
         int window
         float scale
+        int done
+        float **state
         float *scratch
 
     size_t nv_attention_scratch(int head_dim)
     size_t nv_attention_part(int head_dim)
+    size_t nv_attention_state(int head_dim)
 
     ctypedef struct nv_kernels:
         const char *name
@@ -86,6 +89,7 @@ cdef extern from "csrc/kernels.h" nogil:
         void (*rope)(float *x, const float *cosines, const float *sines, Py_ssize_t dim) noexcept nogil
         void (*silu_mul)(const float *gate, const float *up, float *out, Py_ssize_t n) noexcept nogil
         void (*attention)(const nv_attention *task) noexcept nogil
+        void (*attention_fold)(const nv_attention *task, int piece) noexcept nogil
         void (*attention_part)(const nv_attention *task, int piece, float *part) noexcept nogil
         void (*attention_merge)(const nv_attention *task, const float *parts) noexcept nogil
         void (*log_sum_exp)(const float *logits, Py_ssize_t n, float *max, double *log_sum) noexcept nogil

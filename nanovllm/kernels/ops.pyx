@@ -109,7 +109,6 @@ def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache,
     """
     cdef Py_ssize_t dim = q.shape[2], padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
     if (k_cache.shape[2] != dim or k_cache.shape[3] != NV_BLOCK or v_cache.shape[3] != padded
-            or k_cache.shape[1] == 0
             or k_cache.shape[1] == 0 or q.shape[1] % k_cache.shape[1]):
         raise ValueError(f"q has {q.shape[1]} heads of {dim}; k_cache {tuple(k_cache.shape)[1:4]}, "
                          f"v_cache {tuple(v_cache.shape)[1:4]} do not fit")
@@ -135,7 +134,7 @@ cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_
     a.q, a.out, a.q_offset, a.out_offset, a.position = &q[0, 0, 0], &out[0, 0, 0], q_offset, out_offset, position
     a.block_table, a.head_dim, a.v_stride, a.window = &block_table[0], <int>dim, <int>padded, window
     a.k_block_stride, a.v_block_stride = kv_heads * dim * NV_BLOCK, kv_heads * NV_BLOCK * padded
-    a.scale, a.scratch, a.is_bf16 = scale, &scratch_view[0], itemsize == 2
+    a.scale, a.scratch, a.is_bf16, a.done, a.state = scale, &scratch_view[0], itemsize == 2, 0, NULL
     for kv_head in range(kv_heads):
         a.k_cache = k_cache + kv_head * dim * NV_BLOCK * itemsize
         a.v_cache = v_cache + kv_head * NV_BLOCK * padded * itemsize

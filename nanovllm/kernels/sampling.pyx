@@ -23,16 +23,13 @@ O(ids seen) on top; a greedy row one pass.
 
 import numpy as np
 
-from libc.math cimport INFINITY, fabs, floor, log, nextafter, nextafterf
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
 
-
-from nanovllm.kernels.sampling_step cimport (
-    SAMPLE_BAD_ID, SAMPLE_BAD_SETTINGS, SAMPLE_INFINITE, SAMPLE_NAN, SAMPLE_NO_MEMORY, SAMPLE_NOTHING, SAMPLE_OK,
-    RowParams, SampleBatch, SampleStep, TokenBias,
-)
+from nanovllm.kernels.sampling_filter cimport Kept, filter_row
+from nanovllm.kernels.sampling_logits cimport process_logits
+from nanovllm.kernels.sampling_row cimport SAMPLE_MIN_P_LAST, RowIds, SampleScratch
+from nanovllm.kernels.sampling_step cimport SAMPLE_OK, RowParams, SampleBatch, SampleStep, TokenBias
 
 from nanovllm.kernels.sampling_step import BIAS_DTYPE, DRY_UNLIMITED, STATUS_MESSAGES, pack_mask
 
@@ -43,238 +40,13 @@ cdef extern from "csrc/sampling_philox.h" nogil:
 
 
 cdef extern from "csrc/sampling_select.h" nogil:
-    ctypedef struct SamplingBoundary:
-        float key
-        double mass_below
-        Py_ssize_t count
     enum:
         SAMPLING_GROUP
-    void sampling_exp_row(const float* x, Py_ssize_t n, float row_max, float scale, float* out)
-    float sampling_group_maxima(const float* x, Py_ssize_t n, float* group_max, int* has_nan)
     double sampling_sum(const float* w, Py_ssize_t n)
     Py_ssize_t sampling_pick(const float* w, Py_ssize_t n, double target)
-    float sampling_kth_largest(const float* x, Py_ssize_t n, Py_ssize_t k)
-    double sampling_mass_up_to(const float* keys, const float* weights, Py_ssize_t n, float bound)
-    SamplingBoundary sampling_boundary(float* keys, float* weights, Py_ssize_t n, double budget)
-    Py_ssize_t sampling_compact(
-        float* weights, int* ids, int every_id, Py_ssize_t n, float bound, Py_ssize_t ties)
-
-
-cdef extern from "csrc/sampling_edit.h" nogil:
-    void sampling_mask(float* logits, Py_ssize_t vocab_size, const uint32_t* mask)
-    void sampling_ban_ngrams(float* logits, const int* history, Py_ssize_t num_history, Py_ssize_t size)
-    int sampling_dry(
-        float* logits, const int* window, Py_ssize_t num_window, double multiplier, double base,
-        Py_ssize_t allowed_length, Py_ssize_t limit, int* longest)
-    double sampling_deviation(const float* logits, Py_ssize_t n, float row_max)
 
 
 cdef double GREEDY_TEMPERATURE = 1e-5
-# What is left of a row after the filters: weights in scratch.weights, ids ascending.
-cdef struct Kept:
-    Py_ssize_t count
-    bint every_id     # weight i belongs to id i and scratch.ids is not filled
-
-
-# False for NaN. Values that merely mean "off" pass.
-cdef inline bint settings_in_range(const RowParams* params) noexcept nogil:
-    return (
-        0 <= params.temperature < INFINITY and params.top_p > 0 and params.min_p <= 1 and params.typical_p > 0
-        and params.repetition_penalty > 0 and params.top_n_sigma >= 0 and 0 <= params.dry_multiplier < INFINITY
-        and params.dry_base >= 1 and params.dry_allowed_length >= 1 and params.no_repeat_ngram_size >= 0
-    )
-
-
-cdef inline bint ids_in_range(const int* ids, Py_ssize_t count, Py_ssize_t vocab_size) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(count):
-        if ids[i] < 0 or ids[i] >= vocab_size:
-            return False
-    return True
-
-
-cdef inline float penalized(float logit, const RowParams* params, int count) noexcept nogil:
-    cdef double value = logit
-    if params.repetition_penalty != 1.0:
-        value = value / params.repetition_penalty if value > 0 else value * params.repetition_penalty
-    if count > 0:
-        value = value - params.frequency_penalty * count - params.presence_penalty
-    return <float>value
-
-
-# counts: all zero on entry and on return; -1 marks an id that has its penalty.
-cdef void apply_penalties(
-    float* logits, const RowParams* params, const int* prompt_ids, Py_ssize_t num_prompt,
-    const int* output_ids, Py_ssize_t num_output, int* counts,
-) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef int token_id
-    for i in range(num_output):
-        counts[output_ids[i]] += 1
-    for i in range(num_output):
-        token_id = output_ids[i]
-        if counts[token_id] > 0:
-            logits[token_id] = penalized(logits[token_id], params, counts[token_id])
-            counts[token_id] = -1
-    if params.repetition_penalty != 1.0:
-        for i in range(num_prompt):
-            token_id = prompt_ids[i]
-            if counts[token_id] == 0:
-                logits[token_id] = penalized(logits[token_id], params, 0)
-                counts[token_id] = -1
-        for i in range(num_prompt):
-            counts[prompt_ids[i]] = 0
-    for i in range(num_output):
-        counts[output_ids[i]] = 0
-
-
-# Puts logits of at least `bound` into scratch.weights with their ids; groups below it are skipped unread.
-cdef Py_ssize_t gather_from(
-    const float* logits, Py_ssize_t vocab_size, float bound, const SampleScratch* scratch,
-) noexcept nogil:
-    cdef Py_ssize_t group, i, start, stop, count = 0
-    for group in range((vocab_size + SAMPLING_GROUP - 1) // SAMPLING_GROUP):
-        if scratch.group_max[group] < bound:
-            continue
-        start = group * SAMPLING_GROUP
-        stop = min(start + SAMPLING_GROUP, vocab_size)
-        for i in range(start, stop):
-            scratch.weights[count] = logits[i]
-            scratch.ids[count] = <int>i
-            count += logits[i] >= bound
-    return count
-
-
-# Keeps weights above `bound` and the first `ties` of those equal to it.
-cdef inline void keep_from(Kept* kept, float bound, Py_ssize_t ties, const SampleScratch* scratch) noexcept nogil:
-    kept.count = sampling_compact(scratch.weights, scratch.ids, kept.every_id, kept.count, bound, ties)
-    kept.every_id = False
-
-
-# Gathers the k largest logits. The k-th largest group maximum is a lower bound of the k-th largest logit.
-cdef void gather_top_k(
-    Kept* kept, const float* logits, Py_ssize_t vocab_size, Py_ssize_t k, const SampleScratch* scratch,
-) noexcept nogil:
-    cdef Py_ssize_t num_groups = (vocab_size + SAMPLING_GROUP - 1) // SAMPLING_GROUP
-    kept.every_id = False
-    if k > num_groups:
-        kept.count = gather_from(logits, vocab_size, sampling_kth_largest(logits, vocab_size, k), scratch)
-        return
-    kept.count = gather_from(logits, vocab_size, sampling_kth_largest(scratch.group_max, num_groups, k), scratch)
-    keep_from(kept, sampling_kth_largest(scratch.weights, kept.count, k), kept.count, scratch)
-
-
-cdef void keep_top_p(Kept* kept, double top_p, const SampleScratch* scratch) noexcept nogil:
-    cdef double budget = (1.0 - top_p) * sampling_sum(scratch.weights, kept.count)
-    cdef double removed = 0.0
-    # All weights up to budget / count go for certain: together they cannot exceed the budget. Rounded down, so that
-    # this holds in float32 too and the largest weight, 1, stays.
-    cdef float certain = nextafterf(<float>(budget / kept.count), <float>-INFINITY)
-    cdef SamplingBoundary border
-    budget -= sampling_mass_up_to(scratch.weights, scratch.weights, kept.count, certain)
-    keep_from(kept, certain, 0, scratch)
-    memcpy(scratch.keys, scratch.weights, kept.count * sizeof(float))
-    border = sampling_boundary(scratch.keys, scratch.keys, kept.count, budget)
-    if border.count == 0:
-        border.count = 1
-    else:
-        removed = min(floor((budget - border.mass_below) / border.key), border.count - 1.0)
-    keep_from(kept, border.key, border.count - <Py_ssize_t>removed if removed > 0 else border.count, scratch)
-
-
-# Log of an unnormalised probability, from the logit and so without a logarithm.
-cdef inline double log_weight(
-    const float* logits, float row_max, double temperature, const Kept* kept, const int* ids, Py_ssize_t i,
-) noexcept nogil:
-    return (<double>logits[i if kept.every_id else ids[i]] - row_max) / temperature
-
-
-# -log p - entropy is mean_log - log_weight: the log of the total cancels.
-cdef void keep_typical(
-    Kept* kept, const float* logits, float row_max, const RowParams* params, const SampleScratch* scratch,
-) noexcept nogil:
-    cdef Py_ssize_t i, count = 0
-    cdef double total = sampling_sum(scratch.weights, kept.count), mean_log = 0.0
-    cdef float weight, distance
-    cdef SamplingBoundary border
-    for i in range(kept.count):
-        weight = scratch.weights[i]
-        if weight > 0:
-            mean_log += weight * log_weight(logits, row_max, params.temperature, kept, scratch.ids, i)
-    mean_log /= total
-    for i in range(kept.count):
-        scratch.keys[i] = <float>fabs(
-            log_weight(logits, row_max, params.temperature, kept, scratch.ids, i) - mean_log)
-    memcpy(scratch.masses, scratch.weights, kept.count * sizeof(float))
-    # The set may reach the mass exactly, while the border is where a budget is exceeded.
-    border = sampling_boundary(
-        scratch.keys, scratch.masses, kept.count, nextafter(params.typical_p * total, 0.0))
-    for i in range(kept.count):
-        distance = <float>fabs(log_weight(logits, row_max, params.temperature, kept, scratch.ids, i) - mean_log)
-        scratch.weights[count] = scratch.weights[i]
-        scratch.ids[count] = <int>i if kept.every_id else scratch.ids[i]
-        count += distance <= border.key
-    kept.count = count
-    kept.every_id = False
-
-
-cdef inline bint needs_history(const RowParams* params) noexcept nogil:
-    return (
-        params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-        or params.dry_multiplier > 0 or params.no_repeat_ngram_size > 0
-    )
-
-
-# Mask, bans and biases; the ids have been checked.
-cdef void apply_rules(float* logits, Py_ssize_t vocab_size, const RowParams* params, const RowIds* ids) noexcept nogil:
-    cdef Py_ssize_t i
-    if ids.mask != NULL:
-        sampling_mask(logits, vocab_size, ids.mask)
-    for i in range(ids.num_banned):
-        logits[ids.banned_ids[i]] = <float>-INFINITY
-    if 0 < params.no_repeat_ngram_size <= ids.num_history:
-        sampling_ban_ngrams(logits, ids.history_ids, ids.num_history, <Py_ssize_t>params.no_repeat_ngram_size)
-    for i in range(ids.num_biases):
-        logits[ids.biases[i].token_id] += ids.biases[i].bias
-
-
-# Everything before the greedy choice; fills scratch.group_max and row_max.
-cdef int process_logits(
-    float* logits, Py_ssize_t vocab_size, const RowParams* params, const RowIds* ids, const SampleScratch* scratch,
-    float* row_max,
-) noexcept nogil:
-    cdef Py_ssize_t i, window = ids.num_history
-    cdef int has_nan
-    if not settings_in_range(params):
-        return SAMPLE_BAD_SETTINGS
-    if not ids_in_range(ids.banned_ids, ids.num_banned, vocab_size):
-        return SAMPLE_BAD_ID
-    for i in range(ids.num_biases):
-        if ids.biases[i].token_id < 0 or ids.biases[i].token_id >= vocab_size:
-            return SAMPLE_BAD_ID
-    if needs_history(params) and not ids_in_range(ids.history_ids, ids.num_history, vocab_size):
-        return SAMPLE_BAD_ID
-    apply_rules(logits, vocab_size, params, ids)
-    if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
-        apply_penalties(
-            logits, params, ids.history_ids, ids.num_prompt, ids.history_ids + ids.num_prompt,
-            ids.num_history - ids.num_prompt, scratch.counts)
-    if params.dry_multiplier > 0:
-        if params.dry_penalty_last_n >= 0:
-            window = min(window, <Py_ssize_t>params.dry_penalty_last_n)
-        if not sampling_dry(
-            logits, ids.history_ids + ids.num_history - window, window, params.dry_multiplier, params.dry_base,
-            <Py_ssize_t>params.dry_allowed_length, <Py_ssize_t>params.dry_limit, scratch.counts,
-        ):
-            return SAMPLE_NO_MEMORY
-    row_max[0] = sampling_group_maxima(logits, vocab_size, scratch.group_max, &has_nan)
-    if has_nan:
-        return SAMPLE_NAN
-    if row_max[0] == <float>INFINITY:
-        return SAMPLE_INFINITE
-    if row_max[0] == <float>-INFINITY:
-        return SAMPLE_NOTHING
-    return SAMPLE_OK
 
 
 cdef int argmax(const float* logits, float row_max, const float* group_max) noexcept nogil:
@@ -285,46 +57,6 @@ cdef int argmax(const float* logits, float row_max, const float* group_max) noex
     while logits[i] != row_max:
         i += 1
     return <int>i
-
-
-# Temperature and filters; the kept weights are in scratch.weights.
-cdef Kept filter_row(
-    const float* logits, Py_ssize_t vocab_size, float row_max, const RowParams* params, const SampleScratch* scratch,
-) noexcept nogil:
-    cdef Kept kept
-    cdef bint min_p_last = params.flags & SAMPLE_MIN_P_LAST
-    cdef const float* source = scratch.weights
-    # top_n_sigma, min_p and top_k each keep a range of the largest logits, so their order does not matter.
-    cdef double bound = -INFINITY
-    if params.top_n_sigma > 0:
-        bound = row_max - params.top_n_sigma * sampling_deviation(logits, vocab_size, row_max)
-    cdef float sigma_bound = <float>bound
-    kept.count = vocab_size
-    kept.every_id = True
-    if 0 < params.top_k < vocab_size:
-        gather_top_k(&kept, logits, vocab_size, <Py_ssize_t>params.top_k, scratch)
-        if params.top_n_sigma > 0:
-            keep_from(&kept, sigma_bound, kept.count, scratch)
-    elif params.top_n_sigma > 0:
-        kept.count = gather_from(logits, vocab_size, sigma_bound, scratch)
-        kept.every_id = False
-    elif params.min_p > 0 and not min_p_last:
-        # A little below the exact bound, which is applied to the weights: it skips exponentials, it decides nothing.
-        bound = row_max + params.temperature * (log(params.min_p) - 1e-4)
-        kept.count = gather_from(logits, vocab_size, nextafterf(<float>bound, <float>-INFINITY), scratch)
-        kept.every_id = False
-    else:
-        source = logits
-    sampling_exp_row(source, kept.count, row_max, <float>(1.0 / params.temperature), scratch.weights)
-    if params.min_p > 0 and not min_p_last:
-        keep_from(&kept, <float>params.min_p, kept.count, scratch)
-    if params.top_p < 1:
-        keep_top_p(&kept, params.top_p, scratch)
-    if params.min_p > 0 and min_p_last:
-        keep_from(&kept, <float>params.min_p, kept.count, scratch)
-    if params.typical_p < 1:
-        keep_typical(&kept, logits, row_max, params, scratch)
-    return kept
 
 
 # Draws one token. Thread-safe as long as each thread has its own scratch. Returns a SampleStatus.

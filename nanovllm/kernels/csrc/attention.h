@@ -5,159 +5,38 @@
  * does not see get weight 0 and change no bit, so a row comes out the same alone, beside others, as prefill or decode.
  */
 
-/* Blocks of a sequence lie anywhere, 4 KiB or so each: too short for the hardware to see a stream. So every kernel asks
- * for the same bytes of the block that comes next (which is the block itself at the end) while it reads its own. */
-#define PREFETCH(next, offset) __builtin_prefetch((const char *)(next) + (offset), 0, 2);
-
-/* scores[r][0:NV_BLOCK] = sum over d of q[d][r] * k[d][:], d ascending. q is [head_dim][NV_ATTN_ROWS]. */
-#define SCORES_F32(R)                                                                                         \
-    static void scores_f32_##R(const void *q_tile, const void *block, const void *next, int head_dim,         \
-                               float *scores) {                                                               \
-        const float *q = q_tile, *k = block;                                                                  \
-        for (int part = 0; part < NV_BLOCK; part += 2 * VL) {                                                 \
-            vf acc[R][2];                                                                                     \
-            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                     \
-            for (int d = 0; d < head_dim; d++) {                                                              \
-                PREFETCH(next, (d * NV_BLOCK + part) * 4)                                                     \
-                vf k0 = v_load(k + d * NV_BLOCK + part), k1 = v_load(k + d * NV_BLOCK + part + VL);           \
-                for (int r = 0; r < R; r++) {                                                                 \
-                    vf x = v_set(q[d * NV_ATTN_ROWS + r]);                                                    \
-                    acc[r][0] += x * k0;                                                                      \
-                    acc[r][1] += x * k1;                                                                      \
-                }                                                                                             \
-            }                                                                                                 \
-            for (int r = 0; r < R; r++) {                                                                     \
-                v_store(scores + r * NV_PIECE + part, acc[r][0]);                                             \
-                v_store(scores + r * NV_PIECE + part + VL, acc[r][1]);                                        \
-            }                                                                                                 \
-        }                                                                                                     \
+/* The kernels of one block. Blocks lie anywhere, 4 KiB or so each: too short for the hardware to see a stream. So every
+ * kernel asks for the same bytes of the block that comes next (itself at the end) while it reads its own.
+ *
+ * scores[r][0:NV_BLOCK] = sum over d of q[d][r] * k[d][:]; q is [head_dim][NV_ATTN_ROWS]. */
+#define SCORES(kind, R)                                                                                       \
+    static void scores_##kind##_##R(const void *q, const void *block, const void *next, int head_dim,         \
+                                    float *scores) {                                                          \
+        for (int part = 0; part < NV_BLOCK; part += 2 * VL)                                                   \
+            dot_##kind##_##R(&(dot_t){.x = q, .x_row = 1, .x_step = NV_ATTN_ROWS,                             \
+                                      .w = (const float *)block + part, .w_step = NV_BLOCK,                   \
+                                      .prefetch = 1, .next = (const float *)next + part, .k = head_dim,       \
+                                      .out = scores + part, .out_row = NV_PIECE});                            \
     }
 
-/* out[r][0:2*VL] += sum over t of weights[r][t] * v[t][0:2*VL], t ascending over the first `count` positions. */
-#define VALUES_F32(R)                                                                                         \
-    static void values_f32_##R(const void *weights, const void *block, const void *next, int stride,          \
-                               int count, float *out) {                                                       \
-        const float *p = weights, *v = block;                                                                 \
-        vf acc[R][2];                                                                                         \
-        for (int r = 0; r < R; r++)                                                                           \
-            for (int c = 0; c < 2; c++) acc[r][c] = v_load(out + r * stride + c * VL);                        \
-        for (int t = 0; t < count; t++) {                                                                     \
-            PREFETCH(next, t * stride * 4)                                                                    \
-            vf v0 = v_load(v + t * stride), v1 = v_load(v + t * stride + VL);                                 \
-            for (int r = 0; r < R; r++) {                                                                     \
-                vf x = v_set(p[r * NV_PIECE + t]);                                                            \
-                acc[r][0] += x * v0;                                                                          \
-                acc[r][1] += x * v1;                                                                          \
-            }                                                                                                 \
-        }                                                                                                     \
-        for (int r = 0; r < R; r++)                                                                           \
-            for (int c = 0; c < 2; c++) v_store(out + r * stride + c * VL, acc[r][c]);                        \
+/* out[r][0:2*VL] += sum over t of weights[r][t] * v[t][0:2*VL] over the first `count` positions. */
+#define VALUES(kind, R)                                                                                       \
+    static void values_##kind##_##R(const void *weights, const void *block, const void *next, int stride,     \
+                                    int count, float *out) {                                                  \
+        dot_##kind##_##R(&(dot_t){.x = weights, .x_row = WEIGHTS_ROW_##kind, .x_step = 1, .w = block,         \
+                                  .w_step = stride, .prefetch = 1, .next = next, .k = count, .out = out,      \
+                                  .out_row = stride, .accumulate = 1});                                       \
     }
-
+#define WEIGHTS_ROW_f32 NV_PIECE
 #if defined(__AVX512BF16__)
-#define SCORE_STEP(r)                                                                                         \
-    x = (__m512bh)_mm512_set1_epi32(q[d * NV_ATTN_ROWS + r]);                                                 \
-    p##r = _mm512_dpbf16_ps(p##r, x, k0);                                                                     \
-    q##r = _mm512_dpbf16_ps(q##r, x, k1);
-#define SCORE_ZERO(r) __m512 p##r = _mm512_setzero_ps(), q##r = _mm512_setzero_ps();
-#define SCORE_STORE(r)                                                                                        \
-    _mm512_storeu_ps(scores + r * NV_PIECE, p##r);                                                            \
-    _mm512_storeu_ps(scores + r * NV_PIECE + 16, q##r);
-#define SCORES_BF16(R)                                                                                        \
-    static void scores_bf16_##R(const void *q_tile, const void *block, const void *next, int head_dim,        \
-                                float *scores) {                                                              \
-        const int32_t *q = q_tile; /* pairs */                                                                \
-        const char *k = block;                                                                                \
-        ROWS_##R(SCORE_ZERO)                                                                                  \
-        for (int d = 0; d < head_dim / 2; d++, k += 128) {                                                    \
-            PREFETCH(next, d * 128) PREFETCH(next, d * 128 + 64)                                              \
-            __m512bh k0 = (__m512bh)_mm512_loadu_si512(k), k1 = (__m512bh)_mm512_loadu_si512(k + 64), x;      \
-            ROWS_##R(SCORE_STEP)                                                                              \
-        }                                                                                                     \
-        ROWS_##R(SCORE_STORE)                                                                                 \
-    }
-
-#define VALUE_LOAD(r) __m512 p##r = _mm512_loadu_ps(out + r * stride), q##r = _mm512_loadu_ps(out + r * stride + 16);
-#define VALUE_STEP(r)                                                                                         \
-    x = (__m512bh)_mm512_set1_epi32(p[r * (NV_PIECE / 2) + t]);                                               \
-    p##r = _mm512_dpbf16_ps(p##r, x, v0);                                                                     \
-    q##r = _mm512_dpbf16_ps(q##r, x, v1);
-#define VALUE_STORE(r)                                                                                        \
-    _mm512_storeu_ps(out + r * stride, p##r);                                                                 \
-    _mm512_storeu_ps(out + r * stride + 16, q##r);
-#define VALUES_BF16(R)                                                                                        \
-    static void values_bf16_##R(const void *weights, const void *block, const void *next, int stride,         \
-                                int count, float *out) {                                                      \
-        const int32_t *p = weights; /* pairs */                                                               \
-        const char *v = block;                                                                                \
-        ROWS_##R(VALUE_LOAD)                                                                                  \
-        int t = 0;                                                                                            \
-        for (; t < count / 2; t++, v += 4 * (ptrdiff_t)stride) {                                              \
-            PREFETCH(next, t * 4 * (ptrdiff_t)stride) PREFETCH(next, t * 4 * (ptrdiff_t)stride + 64)          \
-            __m512bh v0 = (__m512bh)_mm512_loadu_si512(v), v1 = (__m512bh)_mm512_loadu_si512(v + 64), x;      \
-            ROWS_##R(VALUE_STEP)                                                                              \
-        }                                                                                                     \
-        if (count % 2) { /* the second position of the last pair is not ours to read: 0 * NaN is NaN */       \
-            const __m512i first = _mm512_set1_epi32(0xffff);                                                  \
-            __m512bh v0 = (__m512bh)_mm512_and_si512(_mm512_loadu_si512(v), first);                           \
-            __m512bh v1 = (__m512bh)_mm512_and_si512(_mm512_loadu_si512(v + 64), first), x;                   \
-            ROWS_##R(VALUE_STEP)                                                                              \
-        }                                                                                                     \
-        ROWS_##R(VALUE_STORE)                                                                                 \
-    }
+#define WEIGHTS_ROW_bf16 (NV_PIECE / 2) /* pairs */
 #else
-#define LOW(x) ((vf)((vi)(x) << 16))
-#define HIGH(x) ((vf)((vi)(x) & (int32_t)0xffff0000))
-#define SCORES_BF16(R)                                                                                        \
-    static void scores_bf16_##R(const void *q_tile, const void *block, const void *next, int head_dim,        \
-                                float *scores) {                                                              \
-        const float *q = q_tile, *k = block; /* one float's worth of bits is a pair */                        \
-        for (int part = 0; part < NV_BLOCK; part += 2 * VL) {                                                 \
-            vf acc[R][2];                                                                                     \
-            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                     \
-            for (int d = 0; d < head_dim; d += 2) {                                                           \
-                PREFETCH(next, (d / 2 * NV_BLOCK + part) * 4)                                                 \
-                vf k0 = v_load(k + d / 2 * NV_BLOCK + part), k1 = v_load(k + d / 2 * NV_BLOCK + part + VL);   \
-                for (int r = 0; r < R; r++) {                                                                 \
-                    vf x = v_set(q[d * NV_ATTN_ROWS + r]), y = v_set(q[(d + 1) * NV_ATTN_ROWS + r]);          \
-                    acc[r][0] += x * LOW(k0);                                                                 \
-                    acc[r][1] += x * LOW(k1);                                                                 \
-                    acc[r][0] += y * HIGH(k0);                                                                \
-                    acc[r][1] += y * HIGH(k1);                                                                \
-                }                                                                                             \
-            }                                                                                                 \
-            for (int r = 0; r < R; r++) {                                                                     \
-                v_store(scores + r * NV_PIECE + part, acc[r][0]);                                             \
-                v_store(scores + r * NV_PIECE + part + VL, acc[r][1]);                                        \
-            }                                                                                                 \
-        }                                                                                                     \
-    }
-
-#define VALUES_BF16(R)                                                                                        \
-    static void values_bf16_##R(const void *weights, const void *block, const void *next, int stride,         \
-                                int count, float *out) {                                                      \
-        const float *p = weights, *v = block;                                                                 \
-        vf acc[R][2];                                                                                         \
-        for (int r = 0; r < R; r++)                                                                           \
-            for (int c = 0; c < 2; c++) acc[r][c] = v_load(out + r * stride + c * VL);                        \
-        for (int t = 0; t < count; t++) {                                                                     \
-            PREFETCH(next, t / 2 * stride * 4)                                                                \
-            vf v0 = v_load(v + t / 2 * stride), v1 = v_load(v + t / 2 * stride + VL);                         \
-            v0 = t % 2 ? HIGH(v0) : LOW(v0);                                                                  \
-            v1 = t % 2 ? HIGH(v1) : LOW(v1);                                                                  \
-            for (int r = 0; r < R; r++) {                                                                     \
-                vf x = v_set(p[r * NV_PIECE + t]);                                                            \
-                acc[r][0] += x * v0;                                                                          \
-                acc[r][1] += x * v1;                                                                          \
-            }                                                                                                 \
-        }                                                                                                     \
-        for (int r = 0; r < R; r++)                                                                           \
-            for (int c = 0; c < 2; c++) v_store(out + r * stride + c * VL, acc[r][c]);                        \
-    }
+#define WEIGHTS_ROW_bf16 NV_PIECE
 #endif
+#define ATTN_KERNELS(R) SCORES(f32, R) VALUES(f32, R) SCORES(bf16, R) VALUES(bf16, R)
 
 #define EACH_ATTN_ROWS(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8)
-EACH_ATTN_ROWS(SCORES_F32) EACH_ATTN_ROWS(VALUES_F32) EACH_ATTN_ROWS(SCORES_BF16) EACH_ATTN_ROWS(VALUES_BF16)
+EACH_ATTN_ROWS(ATTN_KERNELS)
 #define ATTN_TABLE(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
 
 typedef void (*scores_fn)(const void *, const void *, const void *, int, float *);
@@ -183,17 +62,6 @@ static float softmax_piece(float *scores, int n, int first, int last, float *max
         }
     *max = m;
     return lanes_sum(acc);
-}
-
-/* Folds one piece (its maximum, sum and weighted values) into a row's running state, pieces in ascending order.
- * Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867). */
-static void merge_piece(float piece_max, float piece_sum, const float *piece, float *max, float *sum, float *out,
-                        int n) {
-    float m = piece_max > *max ? piece_max : *max;
-    float keep = expf(*max - m), add = expf(piece_max - m); /* exp(-inf) = 0 for the first piece */
-    *sum = *sum * keep + piece_sum * add;
-    *max = m;
-    for (int d = 0; d < n; d += VL) v_store(out + d, v_load(out + d) * keep + v_load(piece + d) * add);
 }
 
 /* x[0:n] rounded to bfloat16 but kept as float, for levels that multiply in float. */
@@ -253,7 +121,7 @@ typedef struct {
     float *scores;    /* [NV_ATTN_ROWS][NV_PIECE] */
     float *q;         /* [head_dim][NV_ATTN_ROWS] */
     float *values;    /* [NV_ATTN_ROWS][v_stride] of one piece */
-    float *total;     /* [NV_ATTN_ROWS][v_stride] */
+    float *states;    /* [NV_ATTN_ROWS][nv_attention_state] */
     uint16_t *halves; /* [NV_ATTN_ROWS][NV_PIECE] */
 } attention_scratch;
 
@@ -263,8 +131,8 @@ static attention_scratch cut_scratch(const nv_attention *a) {
     s.scores = a->scratch;
     s.q = s.scores + NV_ATTN_ROWS * NV_PIECE;
     s.values = s.q + tile;
-    s.total = s.values + tile;
-    s.halves = (uint16_t *)(s.total + tile);
+    s.states = s.values + tile;
+    s.halves = (uint16_t *)(s.states + NV_ATTN_ROWS * nv_attention_state(a->head_dim));
     return s;
 }
 
@@ -323,11 +191,32 @@ static void attend_piece(const nv_attention *a, const attention_scratch *s, int 
     }
 }
 
-static void write_out(const nv_attention *a, const float *total, const float *sum) {
+static inline void clear_state(const nv_attention *a, float *state) {
+    state[0] = -INFINITY;
+    state[1] = 0;
+    memset(state + NV_STATE_VALUES, 0, sizeof(float) * (size_t)a->v_stride);
+}
+
+/* Folds one piece (each row's maximum, sum and weighted values) into the rows' states, pieces in ascending order.
+ * Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867). */
+static void fold_rows(const nv_attention *a, const float *piece_max, const float *piece_sum, const float *values,
+                      float *const *states) {
+    for (int r = 0; r < a->num_rows; r++, values += a->v_stride) {
+        float *state = states[r], *total = state + NV_STATE_VALUES;
+        if (piece_max[r] == -INFINITY) continue; /* the row sees nothing of this piece */
+        const float max = piece_max[r] > state[0] ? piece_max[r] : state[0];
+        const float keep = expf(state[0] - max), add = expf(piece_max[r] - max); /* exp(-inf) = 0 for the first piece */
+        state[0] = max;
+        state[1] = state[1] * keep + piece_sum[r] * add;
+        for (int d = 0; d < a->v_stride; d += VL) v_store(total + d, v_load(total + d) * keep + v_load(values + d) * add);
+    }
+}
+
+static void write_out(const nv_attention *a, float *const *states) {
     for (int r = 0; r < a->num_rows; r++) {
-        const float inverse = 1.0f / sum[r];
+        const float inverse = 1.0f / states[r][1], *total = states[r] + NV_STATE_VALUES;
         float *out = a->out + a->out_offset[r];
-        for (int d = 0; d < a->head_dim; d++) out[d] = total[r * a->v_stride + d] * inverse;
+        for (int d = 0; d < a->head_dim; d++) out[d] = total[d] * inverse;
     }
 }
 
@@ -342,25 +231,43 @@ static void piece_range(const nv_attention *a, int *begin, int *end) {
     }
 }
 
+/* Empty states in the thread's scratch. */
+static void own_states(const nv_attention *a, const attention_scratch *s, float **states) {
+    for (int r = 0; r < a->num_rows; r++) {
+        states[r] = s->states + r * nv_attention_state(a->head_dim);
+        clear_state(a, states[r]);
+    }
+}
+
+static void fold_piece(const nv_attention *a, const attention_scratch *s, int piece, float *const *states) {
+    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS];
+    attend_piece(a, s, piece * NV_PIECE, s->values, max, sum);
+    fold_rows(a, max, sum, s->values, states);
+}
+
 static void attention(const nv_attention *a) {
     const attention_scratch s = cut_scratch(a);
-    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS], piece_max[NV_ATTN_ROWS], piece_sum[NV_ATTN_ROWS];
+    float *own[NV_ATTN_ROWS];
+    float *const *states = a->state;
     int begin, end;
-    load_queries(a, s.q);
-    for (int r = 0; r < a->num_rows; r++) {
-        max[r] = -INFINITY;
-        sum[r] = 0;
-    }
-    memset(s.total, 0, sizeof(float) * (size_t)(a->num_rows * a->v_stride));
     piece_range(a, &begin, &end);
-    for (int piece = begin; piece < end; piece++) {
-        attend_piece(a, &s, piece * NV_PIECE, s.values, piece_max, piece_sum);
-        for (int r = 0; r < a->num_rows; r++)
-            if (piece_max[r] != -INFINITY)
-                merge_piece(piece_max[r], piece_sum[r], s.values + r * a->v_stride, &max[r], &sum[r],
-                            s.total + r * a->v_stride, a->v_stride);
+    if (a->done > 0) {
+        begin = a->done;
+    } else {
+        own_states(a, &s, own);
+        states = own;
     }
-    write_out(a, s.total, sum);
+    load_queries(a, s.q);
+    for (int piece = begin; piece < end; piece++) fold_piece(a, &s, piece, states);
+    write_out(a, states);
+}
+
+static void attention_fold(const nv_attention *a, int piece) {
+    const attention_scratch s = cut_scratch(a);
+    if (piece == 0)
+        for (int r = 0; r < a->num_rows; r++) clear_state(a, a->state[r]);
+    load_queries(a, s.q);
+    fold_piece(a, &s, piece, a->state);
 }
 
 /* The same in two parts, for few rows over many keys: any thread may compute any piece, one then merges them in order. */
@@ -376,20 +283,13 @@ static void attention_part(const nv_attention *a, int piece, float *part) {
 static void attention_merge(const nv_attention *a, const float *parts) {
     const attention_scratch s = cut_scratch(a);
     const size_t size = nv_attention_part(a->head_dim);
-    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS];
+    float *states[NV_ATTN_ROWS];
     int begin, end;
-    for (int r = 0; r < a->num_rows; r++) {
-        max[r] = -INFINITY;
-        sum[r] = 0;
-    }
-    memset(s.total, 0, sizeof(float) * (size_t)(a->num_rows * a->v_stride));
+    own_states(a, &s, states);
     piece_range(a, &begin, &end);
     for (int piece = begin; piece < end; piece++) {
         const float *part = parts + (size_t)piece * size;
-        for (int r = 0; r < a->num_rows; r++)
-            if (part[r] != -INFINITY)
-                merge_piece(part[r], part[NV_ATTN_ROWS + r], part + 2 * NV_ATTN_ROWS + r * a->v_stride, &max[r],
-                            &sum[r], s.total + r * a->v_stride, a->v_stride);
+        fold_rows(a, part, part + NV_ATTN_ROWS, part + 2 * NV_ATTN_ROWS, states);
     }
-    write_out(a, s.total, sum);
+    write_out(a, states);
 }

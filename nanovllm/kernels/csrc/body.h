@@ -94,6 +94,8 @@ static uint64_t read_all(const void *data, size_t bytes) {
     return sum;
 }
 
+#include "dot.h"
+
 #include "gemm.h"
 
 #include "attention.h"
@@ -104,6 +106,7 @@ const nv_kernels NV_LEVEL = {
     .rope = rope,
     .silu_mul = silu_mul,
     .attention = attention,
+    .attention_fold = attention_fold,
     .attention_part = attention_part,
     .attention_merge = attention_merge,
     .log_sum_exp = log_sum_exp,

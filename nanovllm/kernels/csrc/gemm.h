@@ -23,28 +23,15 @@ typedef struct {
 #define EACH_STRIP_SIZE(F) F(1) F(2) F(3) F(4) F(5) F(6)
 #define EACH_LARGE_STRIP_SIZE(F) F(7) F(8) F(9) F(10) F(11) F(12)
 
-#define MICRO_F32(R)                                                                                      \
-    static void micro_f32_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                    \
-        const float *a = s.a;                                                                             \
-        float *out = tile;                                                                                \
-        for (int c = 0; c < NV_PANEL; c += COLS) {                                                        \
-            const float *b = (const float *)panel + c;                                                    \
-            vf acc[R][2];                                                                                 \
-            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                 \
-            for (ptrdiff_t i = 0; i < k; i++, b += NV_PANEL) {                                            \
-                vf b0 = v_load(b), b1 = v_load(b + VL);                                                   \
-                for (int r = 0; r < R; r++) {                                                             \
-                    vf x = v_set(a[r * s.lda + i]);                                                       \
-                    acc[r][0] += x * b0;                                                                  \
-                    acc[r][1] += x * b1;                                                                  \
-                }                                                                                         \
-            }                                                                                             \
-            for (int r = 0; r < R; r++) {                                                                 \
-                v_store(out + r * NV_PANEL + c, acc[r][0]);                                               \
-                v_store(out + r * NV_PANEL + c + VL, acc[r][1]);                                          \
-            }                                                                                             \
-        }                                                                                                 \
+/* One strip times one panel, for a kind of dot.h. */
+#define MICRO(kind, R)                                                                                    \
+    static void micro_##kind##_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {               \
+        for (int c = 0; c < NV_PANEL; c += COLS)                                                          \
+            dot_##kind##_##R(&(dot_t){.x = s.a, .x_row = s.lda, .x_step = 1, .w = (const float *)panel + c, \
+                                      .w_step = NV_PANEL, .k = k, .out = (float *)tile + c, .out_row = NV_PANEL}); \
     }
+#define MICRO_F32(R) MICRO(f32, R)
+#define MICRO_BF16(R) MICRO(bf16, R)
 
 static strip_t strip_f32(const nv_gemm *g, ptrdiff_t row, int rows) {
     (void)rows;
@@ -52,70 +39,19 @@ static strip_t strip_f32(const nv_gemm *g, ptrdiff_t row, int rows) {
 }
 
 #ifndef NV_AMX /* which multiplies both kinds on tiles */
-#if defined(__AVX512BF16__)
-#define BF16_ZERO(r) __m512 p##r = _mm512_setzero_ps(), q##r = _mm512_setzero_ps();
-#define BF16_STEP(r)                                                                                      \
-    x = (__m512bh)_mm512_set1_epi32(a[r * s.lda + i]);                                                    \
-    p##r = _mm512_dpbf16_ps(p##r, x, b0);                                                                 \
-    q##r = _mm512_dpbf16_ps(q##r, x, b1);
-#define BF16_STORE(r)                                                                                     \
-    _mm512_storeu_ps(out + r * NV_PANEL, p##r);                                                           \
-    _mm512_storeu_ps(out + r * NV_PANEL + 16, q##r);
-#define MICRO_BF16(R)                                                                                     \
-    static void micro_bf16_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                   \
-        const int32_t *a = s.a; /* pairs of bfloat16 */                                                   \
-        const char *b = panel;                                                                            \
-        float *out = tile;                                                                                \
-        ROWS_##R(BF16_ZERO)                                                                               \
-        for (ptrdiff_t i = 0; i < k / 2; i++, b += 128) {                                                 \
-            __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + 64), x;  \
-            ROWS_##R(BF16_STEP)                                                                           \
-        }                                                                                                 \
-        ROWS_##R(BF16_STORE)                                                                              \
-    }
-
 static strip_t strip_bf16(const nv_gemm *g, ptrdiff_t row, int rows) {
+#if defined(__AVX512BF16__)
     (void)rows;
     return (strip_t){(const uint16_t *)g->x + row * g->ldx, g->ldx / 2};
-}
 #else
-/* Without bf16 units: bfloat16 is the upper half of a float, so one shift and one mask widen a pair. */
-#define MICRO_BF16(R)                                                                                     \
-    static void micro_bf16_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                   \
-        const float *a = s.a;                                                                             \
-        float *out = tile;                                                                                \
-        for (int c = 0; c < NV_PANEL; c += COLS) {                                                        \
-            const float *b = (const float *)panel + c; /* one float's worth of bits is a pair */          \
-            vf acc[R][2];                                                                                 \
-            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = v_set(0);                                 \
-            for (ptrdiff_t i = 0; i < k; i += 2, b += NV_PANEL) {                                         \
-                vi p0 = (vi)v_load(b), p1 = (vi)v_load(b + VL);                                           \
-                vf low0 = (vf)(p0 << 16), low1 = (vf)(p1 << 16);                                          \
-                vf high0 = (vf)(p0 & (int32_t)0xffff0000), high1 = (vf)(p1 & (int32_t)0xffff0000);        \
-                for (int r = 0; r < R; r++) {                                                             \
-                    vf x = v_set(a[r * s.lda + i]), y = v_set(a[r * s.lda + i + 1]);                      \
-                    acc[r][0] += x * low0;                                                                \
-                    acc[r][1] += x * low1;                                                                \
-                    acc[r][0] += y * high0;                                                               \
-                    acc[r][1] += y * high1;                                                               \
-                }                                                                                         \
-            }                                                                                             \
-            for (int r = 0; r < R; r++) {                                                                 \
-                v_store(out + r * NV_PANEL + c, acc[r][0]);                                               \
-                v_store(out + r * NV_PANEL + c + VL, acc[r][1]);                                          \
-            }                                                                                             \
-        }                                                                                                 \
-    }
-
-static strip_t strip_bf16(const nv_gemm *g, ptrdiff_t row, int rows) {
     ptrdiff_t k = g->w->k_padded;
     uint32_t *wide = g->scratch;
     for (int r = 0; r < rows; r++)
         for (ptrdiff_t i = 0; i < k; i++)
             wide[r * k + i] = (uint32_t)((const uint16_t *)g->x)[(row + r) * g->ldx + i] << 16;
     return (strip_t){wide, k};
-}
 #endif
+}
 
 #if defined(__AVX512VNNI__)
 #define INT8_ZERO(r) __m512i p##r = _mm512_setzero_si512(), q##r = _mm512_setzero_si512();

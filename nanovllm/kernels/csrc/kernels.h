@@ -47,12 +47,21 @@ typedef struct {
     int v_stride;                /* head_dim rounded up to NV_V_ALIGN */
     int window;                  /* 0: full attention; else a row sees the last `window` positions */
     float scale;                 /* usually head_dim ** -0.5 */
+    int done;                    /* so many pieces are in the rows' states already */
+    float *const *state;         /* [num_rows] states, with `done` > 0 or for attention_fold */
     float *scratch;              /* nv_attention_scratch(head_dim) floats, one for each thread */
 } nv_attention;
 
+/* A row's running state: largest score, sum of weights, and from here on the weighted values [v_stride]. */
+#define NV_STATE_VALUES 16
+
+static inline size_t nv_attention_state(int head_dim) {
+    return NV_STATE_VALUES + ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+}
+
 static inline size_t nv_attention_scratch(int head_dim) {
     size_t padded = ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
-    return NV_ATTN_ROWS * (NV_PIECE + NV_PIECE / 2 + 3 * padded) + 64;
+    return NV_ATTN_ROWS * (NV_PIECE + NV_PIECE / 2 + 2 * padded + nv_attention_state(head_dim)) + 64;
 }
 
 /* Floats of one piece's part: largest score and sum of each row, then the weighted values. */
@@ -71,6 +80,9 @@ typedef struct {
     /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, float *out, ptrdiff_t n);
     void (*attention)(const nv_attention *task);
+    /* One whole piece that every row sees, folded into the rows' states; rows of any sequences whose block tables agree
+     * on it. Pieces come in ascending order from 0; `attention` goes on from there with the same bits. */
+    void (*attention_fold)(const nv_attention *task, int piece);
     /* attention in two parts: piece `piece` into its own part, then all parts [pieces] into out. Same bits. */
     void (*attention_part)(const nv_attention *task, int piece, float *part);
     void (*attention_merge)(const nv_attention *task, const float *parts);

@@ -13,7 +13,7 @@
 #define SAMPLING_MAX_PENALTY 1e30 /* stays finite beside any logit: a row that is all -inf would have no distribution */
 
 /* Bit i % 32 of mask[i / 32] set: id i stays. The others get -inf. */
-static void sampling_mask(float *logits, ptrdiff_t vocab_size, const uint32_t *mask) {
+static inline void sampling_mask(float *logits, ptrdiff_t vocab_size, const uint32_t *mask) {
     for (ptrdiff_t start = 0; start < vocab_size; start += 32) {
         uint32_t word = mask[start / 32];
         ptrdiff_t stop = start + 32 < vocab_size ? start + 32 : vocab_size;
@@ -23,7 +23,7 @@ static void sampling_mask(float *logits, ptrdiff_t vocab_size, const uint32_t *m
 }
 
 /* -inf for each id that would end an n-gram which the history already has. */
-static void sampling_ban_ngrams(float *logits, const int *history, ptrdiff_t num_history, ptrdiff_t size) {
+static inline void sampling_ban_ngrams(float *logits, const int *history, ptrdiff_t num_history, ptrdiff_t size) {
     const int *tail = history + num_history - (size - 1);
     for (ptrdiff_t i = 0; i + size <= num_history; i++) {
         ptrdiff_t k = size - 2; /* compared from the end: neighbours of a frequent id differ soonest there */
@@ -38,7 +38,7 @@ static void sampling_ban_ngrams(float *logits, const int *history, ptrdiff_t num
  * after the newest sequence breaker. longest: one entry for each id of the vocabulary, zero on entry and on return.
  * Returns 0 if there is no memory. Linear in the window by the Z algorithm over the reversed ids (Gusfield 1997, 1.4).
  */
-static int sampling_dry(float *logits, const int *window, ptrdiff_t num_window, double multiplier, double base,
+static inline int sampling_dry(float *logits, const int *window, ptrdiff_t num_window, double multiplier, double base,
                         ptrdiff_t allowed_length, ptrdiff_t limit, int *longest) {
     if (num_window < 2 || limit < allowed_length) return 1;
     ptrdiff_t *match = malloc((size_t)num_window * sizeof *match);
@@ -73,7 +73,7 @@ static int sampling_dry(float *logits, const int *window, ptrdiff_t num_window, 
 }
 
 /* Standard deviation of the logits that are not -inf; the row has at least one, and neither NaN nor +inf. */
-static double sampling_deviation(const float *logits, ptrdiff_t n, float row_max) {
+static inline double sampling_deviation(const float *logits, ptrdiff_t n, float row_max) {
     double sum = 0, squares = 0;
     ptrdiff_t count = 0;
     /* Measured from the maximum, so that one pass in float64 is exact enough however large the logits are. */

@@ -30,7 +30,7 @@ static inline float sampling_float(uint32_t bits) {
 }
 
 /* out[i] = exp((x[i] - row_max) * scale), 0 where that is below the smallest normal float; out may be x. */
-static void sampling_exp_row(const float *x, ptrdiff_t n, float row_max, float scale, float *out) {
+static inline void sampling_exp_row(const float *x, ptrdiff_t n, float row_max, float scale, float *out) {
     ptrdiff_t i = 0;
     for (; i + VL <= n; i += VL) v_store(out + i, v_exp((v_load(x + i) - row_max) * scale));
     if (i < n) {
@@ -42,7 +42,7 @@ static void sampling_exp_row(const float *x, ptrdiff_t n, float row_max, float s
 }
 
 /* group_max[g] = largest of x[g*GROUP ...]; returns the largest of all; *has_nan tells whether x holds a NaN. */
-static float sampling_group_maxima(const float *x, ptrdiff_t n, float *group_max, int *has_nan) {
+static inline float sampling_group_maxima(const float *x, ptrdiff_t n, float *group_max, int *has_nan) {
     float row_max = -INFINITY;
     vi nan_lanes = {0};
     *has_nan = 0;
@@ -68,7 +68,7 @@ static float sampling_group_maxima(const float *x, ptrdiff_t n, float *group_max
     return row_max;
 }
 
-static double sampling_block_sum(const float *w, ptrdiff_t n) {
+static inline double sampling_block_sum(const float *w, ptrdiff_t n) {
     double lanes[SAMPLING_LANES] = {0};
     ptrdiff_t i = 0;
     for (; i + SAMPLING_LANES <= n; i += SAMPLING_LANES)
@@ -77,7 +77,7 @@ static double sampling_block_sum(const float *w, ptrdiff_t n) {
     return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
 }
 
-static double sampling_sum(const float *w, ptrdiff_t n) {
+static inline double sampling_sum(const float *w, ptrdiff_t n) {
     double total = 0;
     for (ptrdiff_t i = 0; i < n; i += SAMPLING_BLOCK)
         total += sampling_block_sum(w + i, n - i < SAMPLING_BLOCK ? n - i : SAMPLING_BLOCK);
@@ -85,7 +85,7 @@ static double sampling_sum(const float *w, ptrdiff_t n) {
 }
 
 /* First index whose cumulative weight exceeds target; never one of weight 0. At least one weight is positive. */
-static ptrdiff_t sampling_pick(const float *w, ptrdiff_t n, double target) {
+static inline ptrdiff_t sampling_pick(const float *w, ptrdiff_t n, double target) {
     double before = 0;
     ptrdiff_t last = n;
     for (ptrdiff_t i = 0; i < n; i += SAMPLING_BLOCK) {
@@ -117,7 +117,7 @@ static inline float sampling_unkey(uint32_t key) {
 }
 
 /* k-th largest of n values without NaN or +inf; 1 <= k <= n. */
-static float sampling_kth_largest(const float *x, ptrdiff_t n, ptrdiff_t k) {
+static inline float sampling_kth_largest(const float *x, ptrdiff_t n, ptrdiff_t k) {
     uint32_t low = sampling_key(-INFINITY), high = sampling_key(INFINITY);
     while (high - low > 1) {
         uint32_t middle = low + (high - low) / 2;
@@ -143,7 +143,7 @@ typedef struct {
     ptrdiff_t count;   /* entries with exactly this key; 0: the budget is never exceeded, key is the largest */
 } SamplingBoundary;
 
-static double sampling_mass_up_to(const float *keys, const float *weights, ptrdiff_t n, float bound) {
+static inline double sampling_mass_up_to(const float *keys, const float *weights, ptrdiff_t n, float bound) {
     sampling_vd even = {0}, odd = {0};
     double total = 0;
     ptrdiff_t i = 0;
@@ -161,7 +161,7 @@ static double sampling_mass_up_to(const float *keys, const float *weights, ptrdi
 
 /* Weighted selection. keys: n >= 1 floats >= 0, overwritten together with weights (which may be the same array): both
  * shrink to the undecided part after each pass. */
-static SamplingBoundary sampling_boundary(float *keys, float *weights, ptrdiff_t n, double budget) {
+static inline SamplingBoundary sampling_boundary(float *keys, float *weights, ptrdiff_t n, double budget) {
     float smallest = keys[0], largest = keys[0];
     vf low_lanes = v_set(-INFINITY), high_lanes = low_lanes;
     ptrdiff_t start = 0;
@@ -207,7 +207,7 @@ static SamplingBoundary sampling_boundary(float *keys, float *weights, ptrdiff_t
 
 /* Keeps weights above bound and the first `ties` of those equal to it, with their ids, in order; returns how many.
  * every_id: weight i has id i, and ids is only written. Groups without such a weight are passed over at once. */
-static ptrdiff_t sampling_compact(float *weights, int32_t *ids, int every_id, ptrdiff_t n, float bound,
+static inline ptrdiff_t sampling_compact(float *weights, int32_t *ids, int every_id, ptrdiff_t n, float bound,
                                   ptrdiff_t ties) {
     ptrdiff_t count = 0, seen = 0;
     for (ptrdiff_t start = 0; start < n; start += SAMPLING_GROUP) {

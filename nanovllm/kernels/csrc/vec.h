@@ -28,7 +28,20 @@ typedef float vf_any __attribute__((vector_size(VL * 4), aligned(4), may_alias))
 
 static inline vf v_load(const float *p) { return *(const vf_any *)p; }
 static inline void v_store(float *p, vf x) { *(vf_any *)p = x; }
-static inline vf v_set(float x) { return (vf){0} + x; }
+/* Minus 0 is nothing for every x; plus 0 would be an addition, since it turns -0 into 0. */
+static inline vf v_set(float x) { return x - (vf){0}; }
+
+/* x, held in a register: gcc would rather load it again for each use of up to three. */
+static inline vf v_hold(vf x) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(x));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(x));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(x));
+#endif
+    return x;
+}
 
 static inline vf v_max(vf a, vf b) {
 #if defined(__AVX512F__)

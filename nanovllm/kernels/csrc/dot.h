@@ -1,0 +1,113 @@
+/* Rows times a matrix, 2 * VL columns at a time, in registers: what GEMM, attention scores and weighted values have in
+ * common. Included by body.h.
+ *
+ * Every output is one chain of additions in ascending i. The functions are inlined into callers that name `rows` and the
+ * kind as constants, where the loops over rows unroll and the accumulators become registers. */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Rows of one call: at most as many as fit the registers of the widest level. */
+#define DOT_ROWS 12
+#define EACH_DOT_ROWS(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12)
+
+/* out[r][c] (+)= sum over i of x[r][i] * w[i][c], for i < k and c < 2 * VL. */
+typedef struct {
+    const void *x;          /* x[r][i] at x_row * r + x_step * i, in elements or (bfloat16 units) in pairs of two i */
+    ptrdiff_t x_row, x_step;
+    const void *w;          /* w[i] or, of bfloat16, the pair that holds it: w_step 4-byte words from one to the next */
+    ptrdiff_t w_step;
+    int prefetch;           /* ask for `next` byte for byte as w is read */
+    const void *next;
+    ptrdiff_t k;
+    float *out;             /* row r at out + out_row * r */
+    ptrdiff_t out_row;
+    int accumulate;         /* add to out, else overwrite it */
+} dot_t;
+
+#define LOW(x) ((vf)((vi)(x) << 16)) /* bfloat16 is the upper half of a float */
+#define HIGH(x) ((vf)((vi)(x) & (int32_t)0xffff0000))
+
+/* The sums in float; with is_bf16 w holds pairs and x is rounded, but float. */
+INLINE void dot_float(int rows, int is_bf16, const dot_t *d) {
+    const float *x = d->x, *w = d->w;
+    vf acc[DOT_ROWS][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        acc[r][0] = d->accumulate ? v_load(d->out + r * d->out_row) : v_set(0);
+        acc[r][1] = d->accumulate ? v_load(d->out + r * d->out_row + VL) : v_set(0);
+    }
+    ptrdiff_t i = 0;
+    for (; i + is_bf16 < d->k; i += 1 + is_bf16) {
+        const ptrdiff_t at = (is_bf16 ? i / 2 : i) * d->w_step;
+        if (d->prefetch) __builtin_prefetch((const float *)d->next + at, 0, 2);
+        const vf w0 = v_hold(v_load(w + at)), w1 = v_hold(v_load(w + at + VL));
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            const vf first = v_set(x[r * d->x_row + i * d->x_step]);
+            acc[r][0] += first * (is_bf16 ? LOW(w0) : w0);
+            acc[r][1] += first * (is_bf16 ? LOW(w1) : w1);
+            if (is_bf16) {
+                const vf second = v_set(x[r * d->x_row + (i + 1) * d->x_step]);
+                acc[r][0] += second * HIGH(w0);
+                acc[r][1] += second * HIGH(w1);
+            }
+        }
+    }
+    if (is_bf16 && i < d->k) /* half a pair; the other half is not ours to read: 0 * NaN is NaN */
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            const vf last = v_set(x[r * d->x_row + i * d->x_step]);
+            acc[r][0] += last * LOW(v_load(w + i / 2 * d->w_step));
+            acc[r][1] += last * LOW(v_load(w + i / 2 * d->w_step + VL));
+        }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        v_store(d->out + r * d->out_row, acc[r][0]);
+        v_store(d->out + r * d->out_row + VL, acc[r][1]);
+    }
+}
+
+#define DOT_F32(R) \
+    INLINE void dot_f32_##R(const dot_t *d) { dot_float(R, 0, d); }
+EACH_DOT_ROWS(DOT_F32)
+
+#if defined(__AVX512BF16__)
+/* Accumulators are variables of their own, by macros: gcc 12 keeps an array that intrinsics update in memory. */
+#define DOT_LOAD(r)                                                                                     \
+    __m512 p##r = d->accumulate ? _mm512_loadu_ps(d->out + r * d->out_row) : _mm512_setzero_ps(),       \
+           q##r = d->accumulate ? _mm512_loadu_ps(d->out + r * d->out_row + 16) : _mm512_setzero_ps();
+#define DOT_STEP(r)                                                                                     \
+    pair = (__m512bh)_mm512_set1_epi32(x[r * d->x_row + i * d->x_step]);                                \
+    p##r = _mm512_dpbf16_ps(p##r, pair, w0);                                                            \
+    q##r = _mm512_dpbf16_ps(q##r, pair, w1);
+#define DOT_STORE(r)                                                                                    \
+    _mm512_storeu_ps(d->out + r * d->out_row, p##r);                                                    \
+    _mm512_storeu_ps(d->out + r * d->out_row + 16, q##r);
+#define DOT_BF16(R)                                                                                     \
+    INLINE void dot_bf16_##R(const dot_t *d) {                                                          \
+        const int32_t *x = d->x;                                                                        \
+        const float *w = d->w;                                                                          \
+        __m512bh w0, w1, pair;                                                                          \
+        ptrdiff_t i = 0;                                                                                \
+        ROWS_##R(DOT_LOAD)                                                                              \
+        for (; i < d->k / 2; i++) {                                                                     \
+            if (d->prefetch) __builtin_prefetch((const float *)d->next + i * d->w_step, 0, 2);              \
+            if (d->prefetch) __builtin_prefetch((const float *)d->next + i * d->w_step + 16, 0, 2);         \
+            w0 = (__m512bh)v_hold(v_load(w + i * d->w_step));                                           \
+            w1 = (__m512bh)v_hold(v_load(w + i * d->w_step + VL));                                      \
+            ROWS_##R(DOT_STEP)                                                                          \
+        }                                                                                               \
+        if (d->k % 2) { /* as in dot_float */                                                           \
+            const __m512i first = _mm512_set1_epi32(0xffff);                                            \
+            w0 = (__m512bh)_mm512_and_si512(_mm512_loadu_si512(w + i * d->w_step), first);              \
+            w1 = (__m512bh)_mm512_and_si512(_mm512_loadu_si512(w + i * d->w_step + 16), first);         \
+            ROWS_##R(DOT_STEP)                                                                          \
+        }                                                                                               \
+        ROWS_##R(DOT_STORE)                                                                             \
+    }
+EACH_DOT_ROWS(DOT_BF16)
+#else
+#define DOT_BF16(R) \
+    INLINE void dot_bf16_##R(const dot_t *d) { dot_float(R, 1, d); }
+EACH_DOT_ROWS(DOT_BF16)
+#endif
