@@ -84,9 +84,9 @@ $(KERNELS): $(KERNEL_SOURCES) | $(INSTALLED)
 	$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-# The tools' versions stand in pyproject.toml alone; asking for the extras by name would build the kernels once more.
+# lm-eval is large, so its tests run in CI and wherever somebody has it. The tools' versions stand in pyproject.toml alone; asking for the extras by name would build the kernels once more.
 $(DEV): $(INSTALLED)
-	$(PY) tools/extra_requirements.py test lint | $(PIP) --requirement /dev/stdin
+	$(PY) tools/extra_requirements.py test lint $(if $(filter true,$(CI)),lm-eval) | $(PIP) --requirement /dev/stdin
 	@touch $@
 
 # ---- other builds of the kernels, each in a copy of the tree -------------------------------------------------------

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from kernels import SHAPES, copies_of, machine_facts, print_facts, row, weights
+from kernel_speeds import SHAPES, copies_of, machine_facts, print_facts, row, weights
 
 from nanovllm.kernels import blas
 from nanovllm.kernels.team import Team

@@ -1,6 +1,6 @@
 """How the batch size, the token budget and the order of admission change the speed of a job: a sweep.
 
-    python benchmarks/settings.py MODEL [--dtype bfloat16] [--repeats 3] [--prompts 192] [--out FILE.json]
+    python benchmarks/settings_sweep.py MODEL [--dtype bfloat16] [--repeats 3] [--prompts 192] [--out FILE.json]
 
 A job of prompts of 32 to 256 tokens, 64 new tokens each, under every `max_num_seqs`, then under every
 `max_num_batched_tokens`; one LLM a setting, settings interleaved, medians, and the ratio to what `auto` chooses.
