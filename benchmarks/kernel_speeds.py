@@ -1,7 +1,7 @@
 """Micro-benchmarks of every kernel on random numbers, each beside what the machine can do at most.
 
-    python benchmarks/kernel_speeds.py [--only linear layer head sampler] [--kinds bfloat16 int8] [--threads N] [--repeats 15]
-                                 [--seed 0] [--json]
+    python benchmarks/kernel_speeds.py [--only linear layer head sampler] [--kinds bfloat16 int8] [--threads N]
+                                       [--repeats 15] [--seed 0] [--json]
 
 Shapes are those of SmolLM2-135M and of a 0.5 B model of Qwen2's shape. Linears are taken in turns from more copies
 than the caches hold, so their weights come from memory as in a model. A layer's operators are timed by the decoder
