@@ -234,6 +234,8 @@ def speed(arguments: argparse.Namespace, pair: Pair) -> int:
 def main() -> int:
     """Read the command line and do one of the two."""
     if sys.argv[1:2] == ["child"]:
+        # Packages look for optional ones by names such as kernels; the scripts beside this one are none of them.
+        sys.path.remove(str(Path(__file__).resolve().parent))
         spec = json.loads(sys.argv[2])
         Path(spec["out"]).write_text(json.dumps(run_child(spec)), "utf-8")
         return 0

@@ -132,7 +132,7 @@ def main() -> None:
     names = [engine.name for engine in engines]
     print("\n".join(table(rows, names, workloads)))
     if args.out:
-        facts = machine_info() | {"kernel": platform.release(), "threads": args.threads}
+        facts = machine_info() | {"system": platform.system(), "threads": args.threads}
         loaded = {engine.name: engine.facts for engine in engines}
         result = {"model": Path(args.model).name, "machine": facts, "engines": loaded, "measurements": rows}
         Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
