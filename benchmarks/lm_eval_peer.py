@@ -42,9 +42,10 @@ def run_child(spec: dict[str, Any]) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
         _time(lm, kind, seconds)
+    manager = TaskManager(include_path=spec["folder"])
     started = time.perf_counter()
     results = simple_evaluate(
-        model=lm, tasks=[spec["task"]], task_manager=TaskManager(include_path=spec["folder"]), limit=spec["limit"],
+        model=lm, tasks=[spec["task"]], task_manager=manager, limit=spec["limit"],
         num_fewshot=spec["num_fewshot"], bootstrap_iters=0, log_samples=True,
     )  # fmt: skip
     seconds["all"] = time.perf_counter() - started
