@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -26,7 +26,7 @@ INDEX_FILE = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 #: Elements widened between two releases of mapped pages: 8 MiB of F32 at most, small beside any weight that matters.
-_CHUNK_ELEMENTS = 2 << 20
+CHUNK_ELEMENTS = 2 << 20
 
 #: How many names a message spells out.
 _MAX_NAMED = 8
@@ -210,6 +210,34 @@ def check_tensors(checkpoint: Checkpoint, slots: Iterable[Slot], *, ignorable: C
     )
 
 
+def read_parts(checkpoint: Checkpoint, name: str, multiple: int) -> Iterator[np.ndarray]:
+    """Yield a matrix [rows, columns] as float32 in parts of consecutive rows, a few megabytes each.
+
+    Of each part but the last the number of rows is a multiple of `multiple`. A part is the caller's to overwrite; the
+    mapped pages are given back.
+
+    Raises:
+        CheckpointError: there is no such tensor, or its dtype is none of F32, F16, BF16.
+    """
+    source = checkpoint.array(name)
+    rows = max(1, CHUNK_ELEMENTS // source.shape[1] // multiple) * multiple
+    for start in range(0, len(source), rows):
+        part = source[start : start + rows]
+        yield _widen(part, np.empty(part.shape, np.float32))
+        checkpoint.release(name, start * source[0].nbytes, (start + len(part)) * source[0].nbytes)
+
+
+def _widen(source: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Write float32, float16 or bfloat16 bits to out of the same shape, float32; return it."""
+    if source.dtype == np.uint16:
+        # bfloat16 is the upper half of float32.
+        np.left_shift(source, 16, out=out.view(np.uint32), dtype=np.uint32)
+    else:
+        with np.errstate(invalid="ignore"):  # a signalling NaN is widened like any other
+            out[...] = source
+    return out
+
+
 def read_float32(checkpoint: Checkpoint, name: str, out: np.ndarray | None = None) -> np.ndarray:
     """Widen a tensor to float32, exactly.
 
@@ -237,15 +265,9 @@ def read_float32(checkpoint: Checkpoint, name: str, out: np.ndarray | None = Non
         )
     # Of C-contiguous arrays reshape gives views, so pieces written to flat_out land in out.
     flat, flat_out = source.reshape(-1), out.reshape(-1)
-    for start in range(0, flat.size, _CHUNK_ELEMENTS):
-        piece = flat[start : start + _CHUNK_ELEMENTS]
-        piece_out = flat_out[start : start + _CHUNK_ELEMENTS]
-        if source.dtype == np.uint16:
-            # bfloat16 is the upper half of float32.
-            np.left_shift(piece, 16, out=piece_out.view(np.uint32), dtype=np.uint32)
-        else:
-            with np.errstate(invalid="ignore"):  # a signalling NaN is widened like any other
-                piece_out[...] = piece
+    for start in range(0, flat.size, CHUNK_ELEMENTS):
+        piece = flat[start : start + CHUNK_ELEMENTS]
+        _widen(piece, flat_out[start : start + CHUNK_ELEMENTS])
         checkpoint.release(name, start * source.itemsize, (start + piece.size) * source.itemsize)
     return out
 

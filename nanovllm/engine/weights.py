@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanovllm.checkpoint.loader import Checkpoint, check_tensors, read_float32
-from nanovllm.engine.rotation import Rotation
+from nanovllm.checkpoint.loader import CHUNK_ELEMENTS, Checkpoint, check_tensors, read_float32, read_parts
+from nanovllm.engine.rotation import MAX_HADAMARD_BLOCK, Rotation
 from nanovllm.kernels.blas import single_threaded
-from nanovllm.kernels.linear import Linear
+from nanovllm.kernels.linear import PANEL, Linear
 from nanovllm.kernels.team import Team
 from nanovllm.models.spec import ModelSpec
 
@@ -121,13 +121,33 @@ class _BlasPacker(_Packer):
 
 
 class _RotatedPacker(_Packer):
-    """int8 after the rotation of `rotation.py`; every norm becomes plain division by the root mean square."""
+    """int8 after the rotation of `rotation.py`; every norm becomes plain division by the root mean square.
+
+    Tensors are turned a few megabytes at a time, and the head, the largest, is never whole in float32.
+    """
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, team: Team, kind: str):
         super().__init__(checkpoint, spec, team, kind)
         self.rotation = Rotation(spec.hidden_size, spec.head_dim, spec.intermediate_size)
         self.hadamard_block = self.rotation.hadamard_block
         self._plain_norm = np.ones(spec.hidden_size, np.float32)
+
+    def _reading(self, name: str, norm: np.ndarray) -> np.ndarray:
+        """The weight of a Linear that reads the residual stream."""
+        weight, row = np.empty(self.checkpoint.names[name].shape, np.float32), 0
+        for part in read_parts(self.checkpoint, name, 1):
+            weight[row : row + len(part)] = self.rotation.reads_residual(part, norm)
+            row += len(part)
+        return weight
+
+    def _writing(self, name: str, turn_input: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """The weight of a Linear that writes the residual stream and whose input is turned too."""
+        weight = self.vector(name)
+        columns = max(1, CHUNK_ELEMENTS // len(weight) // MAX_HADAMARD_BLOCK) * MAX_HADAMARD_BLOCK
+        for start in range(0, weight.shape[1], columns):
+            part = weight[:, start : start + columns]
+            part[:] = self.rotation.writes_residual(turn_input(part))
+        return weight
 
     def _pack(self, arrays: list[np.ndarray], bias: np.ndarray | None = None, gated: bool = False) -> Linear:
         return Linear.pack(self.team, self.kind, arrays, bias, gated)
@@ -136,16 +156,16 @@ class _RotatedPacker(_Packer):
         spec, turn, attn, mlp = self.spec, self.rotation, prefix + "self_attn.", prefix + "mlp."
         norm = self.vector(prefix + "input_layernorm.weight")
         names = [attn + "q_proj", attn + "k_proj", attn + "v_proj"]
-        q, k, v = (turn.reads_residual(self.vector(name + ".weight"), norm) for name in names)
+        q, k, v = (self._reading(name + ".weight", norm) for name in names)
         qkv_bias = None
         if spec.attention_bias:
             q_bias, k_bias, v_bias = (self.vector(name + ".bias") for name in names)
             qkv_bias = np.concatenate([q_bias, k_bias, turn.heads_out(v_bias[:, None])[:, 0]])
-        o = turn.writes_residual(turn.heads_in(self.vector(attn + "o_proj.weight")))
+        o = self._writing(attn + "o_proj.weight", turn.heads_in)
         o_bias = turn.residual(self.vector(attn + "o_proj.bias")) if spec.o_bias else None
         norm = self.vector(prefix + "post_attention_layernorm.weight")
-        gate, up = (turn.reads_residual(self.vector(f"{mlp}{name}_proj.weight"), norm) for name in ("gate", "up"))
-        down = turn.writes_residual(turn.down_in(self.vector(mlp + "down_proj.weight")))
+        gate, up = (self._reading(f"{mlp}{name}_proj.weight", norm) for name in ("gate", "up"))
+        down = self._writing(mlp + "down_proj.weight", turn.down_in)
         down_bias = turn.residual(self.vector(mlp + "down_proj.bias")) if spec.mlp_bias else None
         return {
             "input_norm": self._plain_norm,
@@ -161,12 +181,16 @@ class _RotatedPacker(_Packer):
         }
 
     def head(self) -> tuple[np.ndarray | None, Linear, np.ndarray]:
-        norm = self.vector(FINAL_NORM)
+        norm, turn = self.vector(FINAL_NORM), self.rotation
         name = EMBEDDING if self.spec.tie_word_embeddings else HEAD
-        lm_head = self._pack([self.rotation.reads_residual(self.vector(name), norm)])
+        parts = (turn.reads_residual(part, norm) for part in read_parts(self.checkpoint, name, PANEL))
+        lm_head = Linear.pack_parts(self.team, self.kind, self.checkpoint.names[name].shape, parts)
         # Rows of the embedding are only copied, never multiplied: bfloat16 halves their memory.
-        turned = self.rotation.residual(self.vector(EMBEDDING))
-        return to_bf16_bits(turned), lm_head, self._plain_norm
+        embedding, row = np.empty(self.checkpoint.names[EMBEDDING].shape, np.uint16), 0
+        for part in read_parts(self.checkpoint, EMBEDDING, 1):
+            embedding[row : row + len(part)] = to_bf16_bits(turn.residual(part))
+            row += len(part)
+        return embedding, lm_head, self._plain_norm
 
 
 def to_bf16_bits(x: np.ndarray) -> np.ndarray:

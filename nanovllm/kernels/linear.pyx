@@ -34,6 +34,9 @@ cdef extern from "csrc/pack.h" nogil:
 cdef dict KINDS = {"blas": NV_BLAS_F32, "float32": NV_F32, "bfloat16": NV_BF16, "int8": NV_INT8}
 # NumPy has no bfloat16: its bits travel as uint16. The values are those of csrc/pack.h.
 cdef dict SOURCES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
+cdef dict ITEMSIZE = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+PANEL = NV_PANEL
 
 
 cdef void blas_run(const nv_linear *linear, const rows_t *rows, float *y, Py_ssize_t ldy, bint accumulate, int tid,
@@ -186,27 +189,64 @@ cdef class Linear:
         cdef Linear self = Linear.__new__(Linear)
         cdef Py_ssize_t in_features = sources[0].shape[1]
         self._set_sizes(KINDS[kind], rows // 2 if gated else rows, in_features, gated)
-        self.kind, self.keep, self.nbytes = kind, [], 0
-        self._pack(team, sources)
+        self._allocate(kind)
+        self._fill(team, sources, 0, self.c.n)
         if bias is not None:
             self._set_bias(bias)
         return self
 
-    def _pack(self, Team team, sources):
-        cdef Py_ssize_t itemsize = {"float32": 4, "bfloat16": 2, "int8": 1}[self.kind]
-        cdef Py_ssize_t columns = self.c.panels * NV_PANEL
+    @staticmethod
+    def pack_parts(Team team, kind, shape, parts):
+        """Pack a weight [out_features, in_features] = shape that comes in parts, so that it need never be whole.
+
+        Args:
+            kind: "float32", "bfloat16" or "int8".
+            parts: iterable of arrays like the sources of `pack`, one below the other; the number of rows of each but the
+                last is a multiple of PANEL.
+
+        Raises:
+            ValueError: kinds, shapes or dtypes do not fit.
+        """
+        if kind not in KINDS or kind == "blas":
+            raise ValueError(f"kind is {kind!r}, expected float32, bfloat16 or int8")
+        cdef Linear self = Linear.__new__(Linear)
+        cdef Py_ssize_t row = 0
+        self._set_sizes(KINDS[kind], shape[0], shape[1], False)
+        self._allocate(kind)
+        for part in parts:
+            if row % NV_PANEL or row + part.shape[0] > self.c.n:
+                raise ValueError(f"a part of {part.shape[0]} rows does not fit after {row} of {self.c.n} rows")
+            self._fill(team, [part], row // NV_PANEL, part.shape[0])
+            row += part.shape[0]
+        if row != self.c.n:
+            raise ValueError(f"the parts have {row} rows in all, the weight {self.c.n}")
+        return self
+
+    def _allocate(self, kind):
+        """Memory for the packed weight and, for int8, its scales and offsets."""
+        cdef Py_ssize_t columns = self.c.panels * NV_PANEL, scales = columns if kind == "int8" else 1
+        weight = memory.zeros(columns * self.c.k_padded * ITEMSIZE[kind])
+        scale, offset = np.empty(scales, np.float32), np.empty(scales, np.int32)
+        cdef unsigned char[::1] weight_view = weight
+        cdef float[::1] scale_view = scale
+        cdef int32_t[::1] offset_view = offset
+        self.kind, self.keep = kind, [weight, scale, offset]
+        self.c.weight, self.c.scale, self.c.offset = &weight_view[0], &scale_view[0], &offset_view[0]
+        self.nbytes = weight.nbytes + (scale.nbytes + offset.nbytes if kind == "int8" else 0)
+
+    def _fill(self, Team team, sources, Py_ssize_t panel, Py_ssize_t n):
+        """Pack n output columns from `panel` on, whose rows the sources hold."""
+        cdef nv_linear part = self.c
         cdef pack_job_t job
+        cdef Py_ssize_t width = NV_PANEL // 2 if self.c.gated else NV_PANEL
+        cdef Py_ssize_t panel_bytes = NV_PANEL * self.c.k_padded * ITEMSIZE[self.kind]
+        cdef Py_ssize_t column = panel * NV_PANEL if self.c.kind == NV_INT8 else 0
         cdef nv_source *table = <nv_source *>PyMem_Calloc(len(sources), sizeof(nv_source))
         if table == NULL:
             raise MemoryError("no memory for the table of sources")
-        weight = memory.zeros(columns * self.c.k_padded * itemsize)
-        scale = np.empty(columns if self.kind == "int8" else 1, np.float32)
-        offset = np.empty(columns if self.kind == "int8" else 1, np.int32)
         job.temp_stride = nv_pack_scratch(self.c.k_padded)
         temp = np.empty(team.num_threads * job.temp_stride, np.uint8)
-        cdef unsigned char[::1] weight_view = weight, temp_view = temp
-        cdef float[::1] scale_view = scale
-        cdef int32_t[::1] offset_view = offset
+        cdef unsigned char[::1] temp_view = temp
         try:
             for i, source in enumerate(sources):
                 if source.ndim != 2 or source.shape[1] != self.c.k or source.dtype not in SOURCES:
@@ -216,21 +256,15 @@ cdef class Linear:
                     raise ValueError(f"source {i} is not C-contiguous")
                 table[i].data = <const void *><size_t>source.ctypes.data
                 table[i].rows, table[i].dtype = source.shape[0], SOURCES[source.dtype]
-            job.linear, job.sources, job.num_sources = &self.c, table, <int>len(sources)
-            job.weight, job.scale, job.offset = &weight_view[0], &scale_view[0], &offset_view[0]
-            job.temp = <char *>&temp_view[0]
+            part.n, part.panels = n, (n + width - 1) // width
+            job.linear, job.sources, job.num_sources = &part, table, <int>len(sources)
+            job.weight, job.temp = <char *>self.c.weight + panel * panel_bytes, <char *>&temp_view[0]
+            job.scale, job.offset = <float *>self.c.scale + column, <int32_t *>self.c.offset + column
             team.check_process()
             with nogil:
                 team_run(team.ptr, pack_member, &job)
         finally:
             PyMem_Free(table)
-        self.c.weight = &weight_view[0]
-        self.keep.append(weight)
-        self.nbytes += weight.nbytes
-        if self.kind == "int8":
-            self.c.scale, self.c.offset = &scale_view[0], &offset_view[0]
-            self.keep += [scale, offset]
-            self.nbytes += scale.nbytes + offset.nbytes
 
     def __call__(self, Team team, const float[:, ::1] x, float[:, ::1] y, bint accumulate=False):
         """y [rows, out_features] = x [rows, in_features] @ weight.T + bias; with `accumulate`, added to y.

@@ -1,5 +1,7 @@
 """Linear in all its kinds against NumPy, at every instruction-set level, and the order of its sums."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,33 @@ def test_sources_are_stacked_and_widened(team, kind):
     y = np.empty((1, 3), np.float32)
     linear(team, np.float32([[0, 127, 0, 0]]), y)
     np.testing.assert_allclose(y, [[-127, 381, 127 * 64]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_weight_may_come_in_parts(team, kind):
+    weight, x = normal(1, 150, 40), normal(2, 3, 40)
+    y, whole = np.empty((3, 150), np.float32), np.empty((3, 150), np.float32)
+    Linear.pack(team, kind, [weight])(team, x, whole)
+    for cuts in ((0, 150), (0, 32, 150), (0, 64, 96, 128, 150)):
+        parts = (weight[begin:end] for begin, end in itertools.pairwise(cuts))
+        linear = Linear.pack_parts(team, kind, weight.shape, parts)
+        linear(team, x, y)
+        np.testing.assert_array_equal(y, whole)
+        assert linear.shape == (150, 40)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "message"),
+    [
+        ((0, 31, 150), "a part of 119 rows does not fit after 31 of 150 rows"),
+        ((0, 32, 64), "the parts have 64 rows in all, the weight 150"),
+        ((0, 128, 160), "a part of 32 rows does not fit after 128 of 150 rows"),
+    ],
+)
+def test_parts_that_do_not_make_up_the_weight_are_refused(team, cuts, message):
+    parts = (normal(1, end - begin, 8) for begin, end in itertools.pairwise(cuts))
+    with pytest.raises(ValueError, match=message):
+        Linear.pack_parts(team, "float32", (150, 8), parts)
 
 
 def test_int8_keeps_the_product_within_a_few_percent(team):

@@ -15,7 +15,7 @@ from test_safetensors import resident_bytes
 
 from nanovllm.checkpoint import loader
 from nanovllm.checkpoint.files import read_json
-from nanovllm.checkpoint.loader import Checkpoint, check_tensors, read_float32
+from nanovllm.checkpoint.loader import Checkpoint, check_tensors, read_float32, read_parts
 from nanovllm.errors import CheckpointError, ConfigError
 
 MODELS = Path(__file__).resolve().parents[1] / "golden/models"
@@ -271,9 +271,19 @@ def test_float16_is_widened_exactly(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 5, 6, 7])
 @pytest.mark.parametrize(("dtype", "code"), [("F32", "f"), ("F16", "e")])
 def test_pieces_of_any_size_give_the_whole_tensor(tmp_path, monkeypatch, chunk, dtype, code):
-    monkeypatch.setattr(loader, "_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(loader, "CHUNK_ELEMENTS", chunk)
     found = widened(tmp_path, dtype, [2, 3], struct.pack(f"<6{code}", 0, 1, 2, 3, 4, 5))
     assert found.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(("multiple", "lengths"), [(1, [3, 3, 3, 1]), (2, [2, 2, 2, 2, 2]), (4, [4, 4, 2])])
+def test_a_matrix_comes_in_parts_of_whole_rows(tmp_path, monkeypatch, multiple, lengths):
+    monkeypatch.setattr(loader, "CHUNK_ELEMENTS", 7)
+    save_raw(tmp_path / "model.safetensors", "F16", [10, 2], struct.pack("<20e", *range(20)))
+    with Checkpoint(tmp_path) as checkpoint:
+        parts = [part.copy() for part in read_parts(checkpoint, "w", multiple)]
+    assert [len(part) for part in parts] == lengths
+    assert np.concatenate(parts).tolist() == [[2 * i, 2 * i + 1] for i in range(10)]
 
 
 def test_result_lands_in_out_which_must_fit(small):
