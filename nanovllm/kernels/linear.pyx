@@ -201,8 +201,8 @@ cdef class Linear:
 
         Args:
             kind: "float32", "bfloat16" or "int8".
-            parts: iterable of arrays like the sources of `pack`, one below the other; the number of rows of each but the
-                last is a multiple of PANEL.
+            parts: iterable of arrays like the sources of `pack`, one below the other; the rows of each but the last are
+                a multiple of PANEL.
 
         Raises:
             ValueError: kinds, shapes or dtypes do not fit.
