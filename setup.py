@@ -99,6 +99,7 @@ EXTENSIONS = [
     extension("sampling_filter"),
     extension("sampling"),
     extension("sampler"),
+    extension("scorer"),
     extension("ceilings"),
     extension("timing"),
 ]

@@ -5,13 +5,15 @@ Owns what is kept of a row of logits when the row itself is thrown away. Knows n
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nanovllm.kernels.ops import log_sum_exp
+from nanovllm.kernels.scorer import score_rows as score_arrays
+from nanovllm.kernels.team import Team
 
 
 @dataclass(slots=True)
@@ -35,40 +37,25 @@ class RowLogprobs:
         return not any(math.isnan(value) for value in self.logprobs)
 
 
-def score_row(logits: np.ndarray, token_id: int, num_best: int = 0, asked_ids: Iterable[int] = ()) -> RowLogprobs:
-    """Return the log probabilities of a position's own token, of its `num_best` best and of the ids asked for.
+def score_rows(team: Team, logits: np.ndarray, wanted: list[tuple[int, int, int, Sequence[int]]]) -> list[RowLogprobs]:
+    """Return the log probabilities of positions, each computed by one thread.
 
     Args:
-        logits: [vocab_size] float32, contiguous, unprocessed.
-        token_id: the position's own token.
-        num_best: how many of the largest.
-        asked_ids: any others.
+        team: the threads.
+        logits: [rows, vocab_size] float32, C-contiguous, unprocessed.
+        wanted: for each position its row of logits, its own token, how many of the best ids, and any other ids.
     """
-    top, log_sum = log_sum_exp(logits)
-    if not (math.isfinite(top) and math.isfinite(log_sum)):
-        return RowLogprobs([token_id], [math.nan], [0], False)
-    ranks = {token_id: _rank(logits, token_id)}
-    if num_best:
-        ranks |= dict(zip(*_best(logits, num_best), strict=True))
-    for asked in asked_ids:
-        if asked not in ranks:
-            ranks[asked] = _rank(logits, asked)
-    # As the kernel does it: the difference in double, then one rounding.
-    logprobs = (logits[list(ranks)].astype(np.float64) - log_sum).astype(np.float32).tolist()
-    is_best = ranks[token_id] == 1 and int(logits.argmax()) == token_id
-    return RowLogprobs(list(ranks), logprobs, list(ranks.values()), is_best)
-
-
-def _rank(logits: np.ndarray, token_id: int) -> int:
-    return 1 + int(np.count_nonzero(logits > logits[token_id]))
-
-
-def _best(logits: np.ndarray, count: int) -> tuple[list[int], list[int]]:
-    """Ids and ranks of the largest logits, best first, of equal ones the lowest id first."""
-    count = min(count, len(logits))
-    bound = np.partition(logits, len(logits) - count)[len(logits) - count]
-    candidates = np.flatnonzero(logits >= bound)
-    falling = -logits[candidates]
-    order = np.argsort(falling, kind="stable")[:count]
-    ranks = 1 + np.searchsorted(falling[order], falling[order], side="left")
-    return candidates[order].tolist(), ranks.tolist()
+    asked = [ids for _, _, _, ids in wanted]
+    arrays = score_arrays(
+        team, logits, np.array([row for row, _, _, _ in wanted], np.int32),
+        np.array([own for _, own, _, _ in wanted], np.int32), np.array([best for _, _, best, _ in wanted], np.int32),
+        np.fromiter(itertools.chain.from_iterable(asked), np.int32),
+        np.cumsum([0, *map(len, asked)], dtype=np.int32),
+    )  # fmt: skip
+    scored = []
+    for ids, logprobs, ranks, count, is_best in zip(*(array.tolist() for array in arrays), strict=True):
+        if count == 0:
+            scored.append(RowLogprobs([ids[0]], [math.nan], [0], False))
+        else:
+            scored.append(RowLogprobs(ids[:count], logprobs[:count], ranks[:count], bool(is_best)))
+    return scored

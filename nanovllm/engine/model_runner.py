@@ -7,7 +7,7 @@ import numpy as np
 from nanovllm.engine.batch import Batch
 from nanovllm.engine.grammar import StepMasks, allows_only
 from nanovllm.engine.limits import Limits
-from nanovllm.engine.logprobs import score_row
+from nanovllm.engine.logprobs import score_rows
 from nanovllm.engine.processors import step_biases
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.weights import Weights
@@ -66,18 +66,20 @@ class ModelRunner:
         for i, token_id in zip(greedy, best_ids.tolist(), strict=True):
             token_ids[i] = token_id
         if others:
-            scored = [i for i in others if seqs[i].wants_logprobs]
-            # Sampling works in place, and log probabilities are those of the model.
-            raw = logits[[others.index(i) for i in scored]] if scored else None
+            scored = [(row, i) for row, i in enumerate(others) if seqs[i].wants_logprobs]
+            # Sampling may work in place, and log probabilities are those of the model.
+            changed = [row for row, i in scored if _changes_logits(seqs[i])]
+            raw = logits[changed]
             for i, token_id in zip(others, self._sample(logits, [seqs[i] for i in others]), strict=True):
                 token_ids[i] = token_id
+            logits[changed] = raw
+            scored = [(row, i) for row, i in scored if token_ids[i] >= 0]
+            wanted = [
+                (row, token_ids[i], seqs[i].params.logprobs or 0, seqs[i].params.logprob_token_ids) for row, i in scored
+            ]
             batch.logprobs = [None] * len(seqs)
-            for row, i in enumerate(scored):
-                params = seqs[i].params
-                if token_ids[i] >= 0:
-                    batch.logprobs[i] = score_row(
-                        raw[row], token_ids[i], params.logprobs or 0, params.logprob_token_ids
-                    )
+            for (_, i), found in zip(scored, score_rows(self.team, logits, wanted), strict=True):
+                batch.logprobs[i] = found
         return token_ids
 
     def _score_prompts(self, batch: Batch) -> None:
@@ -85,10 +87,11 @@ class ModelRunner:
             chunk = batch.scored[begin : begin + LOGPROB_ROWS]
             logits = self._logits_for(len(chunk))
             self.decoder.logits(np.array([row for _, row, _ in chunk], np.int32), logits)
-            batch.prompt_logprobs += [
-                score_row(logits[i], seq.targets[position], seq.params.prompt_logprobs or 0)
+            wanted = [
+                (i, seq.targets[position], seq.params.prompt_logprobs or 0, ())
                 for i, (seq, _, position) in enumerate(chunk)
             ]
+            batch.prompt_logprobs += score_rows(self.team, logits, wanted)
 
     def next_logits(self, batch: Batch) -> np.ndarray:
         """Compute the step and return the logits [num_samples, vocab_size] of its newest tokens; nothing is drawn."""
@@ -151,6 +154,11 @@ class ModelRunner:
                 self._logits_for(min(LOGPROB_ROWS, max(1, len(rows)))),
             )  # fmt: skip
         return out
+
+
+def _changes_logits(seq: Sequence) -> bool:
+    """Whether sampling may write to the sequence's row of logits."""
+    return seq.params.changes_logits or seq.rules is not None or seq.grammar is not None or seq.params.min_tokens > 0
 
 
 def _dry_limit(seq: Sequence) -> int:
