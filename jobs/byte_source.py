@@ -32,6 +32,7 @@ class _HashingRaw(io.RawIOBase):
 
     def __init__(self, file: BinaryIO):
         self._file = file
+        self._read = getattr(file, "read1", file.read)  # what a pipe has now, without waiting for more
         self.sha256 = hashlib.sha256()
         self.num_bytes = 0
         self.at_end = False
@@ -40,7 +41,7 @@ class _HashingRaw(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        chunk = self._file.read(len(buffer))
+        chunk = self._read(len(buffer))
         buffer[: len(chunk)] = chunk
         self.sha256.update(chunk)
         self.num_bytes += len(chunk)
@@ -59,7 +60,7 @@ class ByteSource:
     Attributes:
         path: the file, or None for standard input.
         name: how messages and the manifest call it.
-        suffix: the extension that says how to read it, without `.gz`.
+        suffix: the extension that says how to read it, without `.gz`; `.jsonl` for standard input and nameless pipes.
     """
 
     def __init__(self, path: Path | None, stdin: BinaryIO | None = None):
@@ -67,7 +68,10 @@ class ByteSource:
         self.name = STDIN if path is None else str(path)
         names = [] if path is None else [suffix.lower() for suffix in path.suffixes]
         self.is_gzip = names[-1:] == [".gz"]
-        self.suffix = ".jsonl" if path is None else "".join(names[:-1][-1:] if self.is_gzip else names[-1:])
+        self.suffix = "".join(names[:-1][-1:] if self.is_gzip else names[-1:])
+        self._is_nameless = path is None or (not names and _is_pipe(path))  # as a shell makes them for <(command)
+        if self._is_nameless:
+            self.suffix = ".jsonl"
         self._stdin = stdin
         self._held: BinaryIO | None = None
         self._raw: _HashingRaw | None = None
@@ -117,20 +121,35 @@ class ByteSource:
             raise ConfigError(f"{self.name} cannot be read: {error.strerror}") from None
         self._raw = _HashingRaw(file)
         buffered = io.BufferedReader(self._raw, 1 << 16)
-        if not self.is_gzip:
+        if not self.is_gzip and not self._is_nameless:
             return buffered
-        if buffered.peek(2)[:2] != _GZIP_MAGIC:
+        if self._start_of(buffered)[:2] == _GZIP_MAGIC:
+            return io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 16)
+        if self.is_gzip:
             buffered.close()
             raise ConfigError(f"{self.name} ends in .gz but is not gzip data: rename or recompress it")
-        return io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 16)
+        return buffered
 
-    def _check_start(self, file: BinaryIO) -> None:
+    def _start_of(self, file: BinaryIO) -> bytes:
         try:
-            start = file.peek(_PEEK_BYTES)[:_PEEK_BYTES]
+            return file.peek(_PEEK_BYTES)[:_PEEK_BYTES]
         except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"{self.name} cannot be read: {error}") from None
+
+    def _check_start(self, file: BinaryIO) -> None:
+        start = self._start_of(file)
+        if start.startswith(_GZIP_MAGIC):
+            raise ConfigError(f"{self.name} is gzip data: its name must end in .gz, behind what says how to read it")
         encoding = next((name for mark, name in _UTF16_OR_32 if start.startswith(mark)), None)
         if encoding is None and len(start) >= 2 and 0 in start[:2]:
             encoding = "UTF-16"  # without a mark: no JSON, YAML, CSV or text begins with a zero byte otherwise
         if encoding is not None:
             raise ConfigError(f"{self.name} is {encoding}: convert it to UTF-8, for instance with iconv -f {encoding}")
+
+
+def _is_pipe(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)

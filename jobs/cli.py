@@ -7,6 +7,7 @@ fail ends here in one sentence on stderr and an exit code.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -17,6 +18,9 @@ import warnings
 
 import nanovllm
 from jobs import exit_codes
+
+# What stdout says when it leads to a disk that takes no more; the errors of files have their names.
+_TAKES_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # command name -> (module, one line for the overview)
 COMMANDS = {
@@ -87,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        return _end_without_reader()
+        _drop_output()
+        return exit_codes.OK
     except KeyboardInterrupt:
         _say(f"{name}: interrupted")
         return exit_codes.for_signal(signal.SIGINT)
@@ -95,6 +100,10 @@ def main(argv: list[str] | None = None) -> int:
         _say(f"{name}: {error}")
         return exit_codes.UNUSABLE_INPUT
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _TAKES_NO_MORE:
+            _drop_output()
+            _say(f"{name}: the output cannot be written: {error.strerror}")
+            return exit_codes.UNUSABLE_INPUT
         _say(traceback.format_exc().rstrip())
         _say(f"{name}: internal failure ({type(error).__name__}); the traceback is above")
         return exit_codes.INTERNAL_FAILURE
@@ -112,13 +121,12 @@ def _replace_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  (open until the end)
 
 
-def _end_without_reader() -> int:
-    """End quietly when nobody reads stdout any more, as under `| head`."""
+def _drop_output() -> None:
+    """Drop what stdout does not take: nobody reads any more, as under `| head`, or a disk is full."""
     # Python flushes stdout once more at exit; it must find something that takes the rest.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
-    return exit_codes.OK
 
 
 def _say(text: str) -> None:

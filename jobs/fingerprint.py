@@ -63,7 +63,8 @@ class Fingerprints:
         # an OpenAI-Batch line is answered in the terms of its body
         body = None if row.call is None else row.columns
         prompt.update(_hash([row.num_cut_tokens, self._template if row.prompt.is_chat else None, body]).encode())
-        return f"{self._common}:{prompt.hexdigest()}:{_hash([self._named(sampling), num_tokens, derived])}"
+        asked = [self._named(sampling), num_tokens, derived, *(["return_token_ids"] if row.returns_token_ids else [])]
+        return f"{self._common}:{prompt.hexdigest()}:{_hash(asked)}"
 
     def of_scored(self, prompt: Any, continuations: list[str] | None, is_chat: bool, depends_on_length: bool) -> str:
         """Give the fingerprint of a prompt whose continuations are scored, or of a text that is scored by itself.
@@ -125,7 +126,7 @@ def run_facts(job: Job, source: RowSource, model_dir: Path | None) -> dict[str, 
         "chat template": _file_hash(template) if template.is_file() else "",
         "input": _hash(inputs),
         "prompt": _hash([values["prompt"], job.on_overlong, job.input_format, job.served_model_name]),
-        "sampling": _hash(job.sampling),
+        "sampling": _hash([job.sampling, "return_token_ids"] if job.return_token_ids else job.sampling),
         "engine": _hash([engine, machine_info()["kernels"]]),
         "rows": _hash([job.limit, values.get("shard")]),
     }

@@ -19,7 +19,7 @@ from jobs.lifecycle import StopSignals
 from jobs.progress import Snapshot
 from jobs.readers import RawRow
 from jobs.result_lines import Result
-from jobs.rows import Row, RowParser
+from jobs.rows import Row, RowParser, with_place
 from jobs.sharding import is_in_shard
 from jobs.tally import Resumed, Tally, head_values
 from jobs.work import Completions, InFlight
@@ -89,7 +89,7 @@ class Generation:
                 try:
                     result = self._work.result(flight.row, answer)
                 except RequestError as error:
-                    self._refuse(flight.row, error)
+                    self._refuse(flight.row, with_place(error, flight.row.place))
                     continue
                 self._take(flight.row, result, f"r:{flight.row.id}", flight.fingerprint)
                 self._check_limits()
@@ -128,7 +128,7 @@ class Generation:
             try:
                 flight = self._work.take(row)
             except RequestError as error:
-                self._refuse(row, error)
+                self._refuse(row, with_place(error, row.place))
                 continue
             if self._keep(flight):
                 continue
@@ -167,7 +167,7 @@ class Generation:
             head = {**head, **head_values(moved, is_retryable=False)}
         with self._signals.shielded():
             if moved is None:
-                self._journal.keep(row.index, entry)
+                self._journal.keep(entry)
             else:
                 values = {"fingerprint": head["fingerprint"], "row": digest, **head_values(moved, is_retryable=False)}
                 self._journal.append(row.index, head["key"], values, moved.lines)
@@ -184,7 +184,7 @@ class Generation:
         if entry is not None and self._journal.lines(entry) == result.lines:
             # judged again and with the same end: nothing new to write down
             with self._signals.shielded():
-                self._journal.keep(row.index, entry)
+                self._journal.keep(entry)
                 self.tally.add(result, error.retryable)
         else:
             self._take(row, result, key, None, error.retryable)

@@ -96,7 +96,6 @@ def _reader(source: ByteSource):
     reader = READERS.get(source.suffix)
     if reader is None:
         kinds = " ".join(READERS)
-        raise ConfigError(
-            f"{source.name}: files named {source.suffix!r} are not read: use one of {kinds}, each also .gz"
-        )
+        kind = f"files named {source.suffix!r} are" if source.suffix else "a file whose name has no ending is"
+        raise ConfigError(f"{source.name}: {kind} not read: use one of {kinds}, each also .gz; - is standard input")
     return reader(source)

@@ -84,6 +84,7 @@ class Job:
         engine: keyword arguments of `LLM`.
         input_format: "openai_batch", or "auto" to see by each file's first row.
         served_model_name: names that calls of an OpenAI batch may use for the model; empty allows every name.
+        return_token_ids: whether result lines give the token ids of prompt and completion.
         limit: read only so many rows; None is all.
         shard: do only this part of the rows; None is all.
         eval: what makes it an evaluation; None in a generation job.
@@ -102,6 +103,7 @@ class Job:
     limits: Limits = Limits()
     input_format: str = "auto"
     served_model_name: tuple[str, ...] = ()
+    return_token_ids: bool = False
     limit: int | None = None
     shard: Shard | None = None
     restart: bool = False
@@ -198,6 +200,7 @@ def _read_job(document: Document, path: Path, today: datetime.date) -> Job:
         limits=_read_limits(root.section("limits")),
         input_format=root.choice("input_format", INPUT_FORMATS, "auto"),
         served_model_name=tuple(root.texts("served_model_name")),
+        return_token_ids=root.flag("return_token_ids", False),
         limit=root.count("limit", low=1),
         shard=shard,
         restart=root.flag("restart", False),
@@ -314,6 +317,11 @@ def _read_evaluation(
         )
     folders = list(dict.fromkeys([folder, Path.cwd()]))
     settings = read_eval(root.section("eval"), folders, prompt.chat, sampling.get("n", 1))
+    if settings.task != "generate" and root.value("return_token_ids"):
+        raise ConfigError(
+            f"{root.place('return_token_ids')}: the task {settings.task} generates nothing: remove it, or use the task "
+            "generate"
+        )
     if settings.task != "generate" and on_overlong in ("truncate_right", "truncate_middle"):
         raise ConfigError(
             f"{root.place('on_overlong')}: {on_overlong} would cut what the task {settings.task} scores: use error, "

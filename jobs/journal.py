@@ -2,8 +2,8 @@
 
 An entry is a head and the row's result lines as they will stand in the results, each on a line of its own: the file is
 JSON lines all through. The head says how many lines and bytes follow and their checksum, so that a torn or zeroed tail
-is told from whole entries. Memory holds 8 bytes a row for the order of the results, and 16 bytes for each entry that an
-earlier process left.
+is told from whole entries. Memory holds 18 bytes for each entry that an earlier process left, and, once all rows are
+done, 8 bytes a row for the order of the results.
 
 Knows neither what a row is nor what makes one stale: it finds entries by key and gives back their heads.
 """
@@ -43,10 +43,12 @@ class Entry:
     Attributes:
         offset: where its head begins.
         head: the head's values.
+        number: its place in the journal's table of earlier entries.
     """
 
     offset: int
     head: dict[str, Any]
+    number: int
 
 
 @dataclass(slots=True)
@@ -72,10 +74,10 @@ class Journal:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
         self.path = path
         self._clock = clock
-        self._spots = array("Q")
         self._old_keys = np.zeros(0, np.uint64)
         self._old_offsets = np.zeros(0, np.int64)
         self._is_found = np.zeros(0, bool)
+        self._is_kept = np.zeros(0, bool)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self.recovery = self._recover()
@@ -92,7 +94,7 @@ class Journal:
         first = int(np.searchsorted(self._old_keys, digest))
         if first == len(self._old_keys) or self._old_keys[first] != digest:
             return None
-        entry = Entry(int(self._old_offsets[first]), {})
+        entry = Entry(int(self._old_offsets[first]), {}, first)
         self._reader.seek(entry.offset)
         entry.head = json.loads(self._reader.readline())
         if entry.head["key"] != key:
@@ -102,9 +104,10 @@ class Journal:
 
     def unfound(self) -> Iterator[Entry]:
         """Give the newest entry of each key that an earlier process left and nobody asked for."""
-        for offset in self._old_offsets[~self._is_found].tolist():
+        for number in np.flatnonzero(~self._is_found):
+            offset = int(self._old_offsets[number])
             self._reader.seek(offset)
-            yield Entry(offset, json.loads(self._reader.readline()))
+            yield Entry(offset, json.loads(self._reader.readline()), int(number))
 
     def lines(self, entry: Entry) -> list[str]:
         """Give an entry's result lines."""
@@ -112,9 +115,9 @@ class Journal:
         self._reader.readline()
         return [self._reader.readline()[:-1].decode("utf-8") for _ in range(entry.head["lines"])]
 
-    def keep(self, index: int, entry: Entry) -> None:
-        """Let an entry that was found stand for the row at `index`."""
-        self._place(index, entry.offset)
+    def keep(self, entry: Entry) -> None:
+        """Let an entry that was found stand for the row at its index."""
+        self._is_kept[entry.number] = True
 
     def append(self, index: int, key: str, values: dict[str, Any], lines: list[str]) -> None:
         """Append a row and hand it to the system; force it to disk once a second.
@@ -128,7 +131,6 @@ class Journal:
         except BaseException:
             self._cut(self._end)
             raise
-        self._place(index, self._end)
         self._end += len(data)
         self._is_synced = False
         self.sync_if_due()
@@ -146,9 +148,24 @@ class Journal:
         if os.fstat(self._file).st_nlink == 0:
             raise JournalLost(f"{self.path} was deleted while the run wrote to it")
 
-    def ordered(self) -> Iterator[tuple[bytes, list[bytes]]]:
-        """Give the head and the lines of every row of this run, in the order of their indexes, ends of line kept."""
-        for spot in self._spots:
+    def order(self) -> array:
+        """Find where the entry of each row of this run begins, by the row's index; `_MISSING` where it has none."""
+        spots = array("Q")
+        kept = np.sort(self._old_offsets[self._is_kept])
+        for spot, head in self._heads():
+            if spot < self._appended_at:
+                number = int(kept.searchsorted(spot))
+                if number == len(kept) or kept[number] != spot:
+                    continue
+            index = head["index"]
+            if len(spots) <= index:
+                spots.extend([_MISSING] * (index + 1 - len(spots)))
+            spots[index] = spot
+        return spots
+
+    def ordered(self, order: array) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Give the head and the lines of each row in an `order`, ends of line kept."""
+        for spot in order:
             if spot == _MISSING:
                 continue
             self._reader.seek(spot)
@@ -167,10 +184,15 @@ class Journal:
         self._reader.close()
         self._file = -1
 
-    def _place(self, index: int, offset: int) -> None:
-        if len(self._spots) <= index:
-            self._spots.extend([_MISSING] * (index + 1 - len(self._spots)))
-        self._spots[index] = offset
+    def _heads(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        spot = len(_FIRST_LINE)
+        self._reader.seek(spot)
+        while spot < self._end:
+            line = self._reader.readline()
+            head = json.loads(line)
+            yield spot, head
+            spot += len(line) + head["bytes"]
+            self._reader.seek(head["bytes"], os.SEEK_CUR)
 
     def _cut(self, size: int) -> None:
         try:
@@ -205,8 +227,10 @@ class Journal:
             os.fsync(self._file)
         elif recovery.num_cut_bytes:
             os.fsync(self._file)
+        self._appended_at = self._end
         self._old_keys, self._old_offsets = _newest(keys, offsets)
         self._is_found = np.zeros(len(self._old_keys), bool)
+        self._is_kept = np.zeros(len(self._old_keys), bool)
         return recovery
 
 
@@ -266,14 +290,20 @@ def _fits(head: dict[str, Any], body: bytes) -> bool:
 
 
 def _newest(keys: array, offsets: array) -> tuple[np.ndarray, np.ndarray]:
-    """Sort by key; of equal keys keep the last entry."""
-    all_keys = np.frombuffer(keys, np.uint64) if keys else np.zeros(0, np.uint64)
-    order = np.argsort(all_keys, kind="stable")
-    ordered = all_keys[order]
-    is_last = np.ones(len(ordered), bool)
-    is_last[:-1] = ordered[1:] != ordered[:-1]
-    all_offsets = np.frombuffer(offsets, np.int64) if offsets else np.zeros(0, np.int64)
-    return ordered[is_last], all_offsets[order][is_last]
+    """Sort by key; of equal keys keep the last entry. Empties both arrays: together they are most of the memory."""
+    # an empty array has no buffer
+    view = np.frombuffer(keys, np.uint64) if keys else np.zeros(0, np.uint64)
+    order = np.argsort(view, kind="stable")
+    sorted_keys = view[order]
+    del view, keys[:]
+    view = np.frombuffer(offsets, np.int64) if offsets else np.zeros(0, np.int64)
+    sorted_offsets = view[order]
+    del view, offsets[:], order
+    is_last = np.ones(len(sorted_keys), bool)
+    is_last[:-1] = sorted_keys[1:] != sorted_keys[:-1]
+    if is_last.all():
+        return sorted_keys, sorted_offsets
+    return sorted_keys[is_last], sorted_offsets[is_last]
 
 
 def _digest(key: str) -> int:

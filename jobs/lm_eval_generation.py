@@ -51,7 +51,7 @@ class GenerationSettings:
             raise ConfigError("generation setting max_length: prompts count in it; give max_gen_toks instead")
         rest["temperature"] = _temperature(rest.pop("do_sample", None), rest.get("temperature"))
         stops = tuple(dict.fromkeys(stop for stop in [*stops, eos] if stop))
-        settings = {**rest, "max_tokens": int(limits[0] if limits else max_gen_toks), "stop": stops}
+        settings = {**rest, "max_tokens": _whole(limits[0] if limits else max_gen_toks), "stop": stops}
         try:
             return cls(SamplingParams.from_dict(settings), stops)
         except ConfigError as error:
@@ -69,6 +69,12 @@ def _as_list(name: str, value: Any) -> list[str]:
     if not isinstance(values, (list, tuple)) or not all(isinstance(one, str) for one in values):
         raise ConfigError(f"generation setting {name}: expected a string or a list of strings, found {value!r}")
     return list(values)
+
+
+def _whole(number: Any) -> Any:
+    """Return 256 for 256.0 and "256"; what is no whole number is for `SamplingParams` to refuse."""
+    is_whole = number.isdecimal() if isinstance(number, str) else isinstance(number, float) and number.is_integer()
+    return int(number) if is_whole else number
 
 
 def _temperature(do_sample: bool | None, temperature: float | None) -> float:

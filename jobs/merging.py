@@ -100,6 +100,7 @@ def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
         "gemm": (job.get("engine") or {}).get("gemm", "native"),
         "kernels": manifest.get("kernels"),
         "sampling": manifest.get("sampling"),
+        "return_token_ids": bool(job.get("return_token_ids")),
         "engine.seed": engine.get("seed"),
         "prompt": [job.get("prompt"), job.get("on_overlong"), job.get("limit")],
         "input": [one.get("sha256") for one in manifest.get("input") or []],

@@ -6,10 +6,11 @@ counts, nothing of rows or files.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from jobs import json_text
 
@@ -109,7 +110,8 @@ class Bar:
     def __init__(self, stream: TextIO, total: int | None):
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total, unit="row", file=stream, dynamic_ncols=True, mininterval=0, smoothing=0)
+        file = _Forgiving(stream)
+        self._bar = tqdm(total=total, unit="row", file=file, dynamic_ncols=True, mininterval=0, smoothing=0)
 
     def show(self, snapshot: Snapshot) -> None:
         """Move the bar."""
@@ -123,6 +125,27 @@ class Bar:
         """Leave the last state on the terminal."""
         self.show(snapshot)
         self._bar.close()
+
+
+class _Forgiving:
+    """A stream that drops what nobody takes: tqdm writes while it is made and while it is dropped, too."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class PlainLines:

@@ -64,7 +64,7 @@ def answered(row: Row, output: Any) -> Result:
         output: its `nanovllm.RequestOutput`, without an error.
     """
     if row.call is not None:
-        lines = [answer_line(row.call, output, row.num_cut_tokens)]
+        lines = [answer_line(row.call, output, row.num_cut_tokens, row.num_cached_tokens)]
     else:
         lines = completion_lines(row, output)
     return Result(
@@ -94,8 +94,11 @@ def _completion_line(row: Row, output: Any, completion: Any) -> dict[str, Any]:
     }
     if completion.seed is not None:
         line["seed"] = completion.seed
-    if completion.logprobs is not None:
+    if row.returns_token_ids and completion.index == 0:
+        line["prompt_token_ids"] = output.prompt_token_ids
+    if row.returns_token_ids or completion.logprobs is not None:
         line["token_ids"] = completion.token_ids
+    if completion.logprobs is not None:
         line["logprobs"] = own_shape(completion.logprobs)
     if output.prompt_logprobs is not None and completion.index == 0:
         line["prompt_logprobs"] = own_shape(output.prompt_logprobs)

@@ -16,16 +16,17 @@ from jobs.journal import Journal, rebuild
 
 def write_results(journal: Journal, results: Path, heads: Path) -> int:
     """Write the results and the heads of all rows in input order. Gives the number of result lines."""
+    order = journal.order()
     num_lines = 0
 
     def lines() -> Iterator[bytes]:
         nonlocal num_lines
-        for _, row in journal.ordered():
+        for _, row in journal.ordered(order):
             num_lines += len(row)
             yield from row
 
     write_atomically(results, lines())
-    write_atomically(heads, (head for head, _ in journal.ordered()))
+    write_atomically(heads, (head for head, _ in journal.ordered(order)))
     return num_lines
 
 

@@ -32,6 +32,7 @@ class Row:
         error: why the row cannot be done, or None.
         num_cut_tokens: prompt tokens that `on_overlong` removed.
         num_cached_tokens: prompt tokens that the prefix cache is there for (see `work.Beginnings`).
+        returns_token_ids: whether its lines give the ids of prompt and completion.
         call: what an OpenAI-Batch line asks for; None for a row of columns.
         case: what an evaluation knows of the row besides its prompt; None in a generation job.
     """
@@ -45,6 +46,7 @@ class Row:
     error: RequestError | None = None
     num_cut_tokens: int = 0
     num_cached_tokens: int = 0
+    returns_token_ids: bool = False
     call: Call | None = None
     case: Any = None
 
@@ -55,10 +57,12 @@ class RowParser:
     Args:
         prompts: makes the prompts.
         calls: reads OpenAI-Batch lines.
+        returns_token_ids: whether the job asks for the ids of prompts and completions.
     """
 
-    def __init__(self, prompts: PromptBuilder, calls: CallReader | None = None):
+    def __init__(self, prompts: PromptBuilder, calls: CallReader | None = None, returns_token_ids: bool = False):
         self._prompts = prompts
+        self._returns_token_ids = returns_token_ids
         self._calls = calls or CallReader()
         self._ids = RowIds()
 
@@ -66,6 +70,7 @@ class RowParser:
         """Make a row of a raw row; what is wrong with it is its `error`."""
         columns = raw.value if isinstance(raw.value, dict) else None
         row = Row(index, str(index), None if raw.problem else columns, raw.place())
+        row.returns_token_ids = self._returns_token_ids
         if not self._prompts.has_template and (raw.is_batch or is_batch_line(columns)):
             row.call = self._calls.begin(columns or {})
         try:
@@ -84,7 +89,7 @@ class RowParser:
                 row.prompt, sampling = self._calls.read(row.call, columns, self._prompts)
                 row.sampling = {**(row.sampling or {}), **sampling}
         except RequestError as error:
-            row.error = _with_place(error, row.place)
+            row.error = with_place(error, row.place)
         return row
 
     def _claim_id(self, row: Row, columns: dict[str, Any], raw: RawRow) -> None:
@@ -115,7 +120,8 @@ class RowParser:
 
 def row_parser(job: Job, prompts: PromptBuilder) -> RowParser:
     """Make the parser of a job's rows."""
-    return RowParser(prompts, CallReader(job.model, job.sampling, job.served_model_name))
+    calls = CallReader(job.model, job.sampling, job.served_model_name, job.return_token_ids)
+    return RowParser(prompts, calls, job.return_token_ids)
 
 
 def sampling_of(row: Row, base: Any) -> Any:
@@ -127,7 +133,7 @@ def sampling_of(row: Row, base: Any) -> Any:
     try:
         return row_sampling(base, row.sampling, "the column 'sampling'" if row.call is None else "body")
     except RequestError as error:
-        raise _with_place(error, row.place) from None
+        raise with_place(error, row.place) from None
 
 
 def row_sampling(base: Any, overrides: dict[str, Any] | None, place: str = "the column 'sampling'") -> Any:
@@ -156,7 +162,8 @@ def _sampling(value: Any) -> dict[str, Any] | None:
     return value
 
 
-def _with_place(error: RequestError, place: str) -> RequestError:
+def with_place(error: RequestError, place: str) -> RequestError:
+    """Begin an error's message with the row's file and line, if it does not."""
     message = error.message if error.message.startswith(place) else f"{place}: {error.message}"
     if isinstance(error, CallRefused):
         return CallRefused(error.code, message, error.param, error.retryable)

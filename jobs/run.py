@@ -69,23 +69,29 @@ def run_job(
     """
     started_at = time.monotonic()
     stderr = stderr or sys.stderr
-    source = row_source(job, stdin)
-    source.check()
-    prompts = prompt_builder(job)
-    directory = RunDirectory(job.output)
-    directory.create()
     try:
-        with StopSignals() as signals, RunLog(directory.log, stderr), directory.held():
-            directory.check(job.inputs)
-            run = _Run(job, source, prompts, directory, signals, stderr, started_at)
-            if run.is_nothing_to_do():
-                signals.hold()
-                return run.leave_alone()
-            with StatusFile(directory.status) as status:
-                return run.run(llm_factory, status)
+        with StopSignals() as signals:
+            if job.limits.deadline is not None:
+                signals.set_alarm(job.limits.deadline)
+            source = row_source(job, stdin)
+            source.check()  # waits for the first bytes of a pipe
+            prompts = prompt_builder(job)
+            directory = RunDirectory(job.output)
+            directory.create()
+            with RunLog(directory.log, stderr), directory.held():
+                directory.check(job.inputs)
+                run = _Run(job, source, prompts, directory, signals, stderr, started_at)
+                if run.is_nothing_to_do():
+                    signals.hold()
+                    return run.leave_alone()
+                with StatusFile(directory.status) as status:
+                    return run.run(llm_factory, status)
     except Stopped as stop:  # before there was anything to save
         _say(stderr, f"nanovllm run: stopped by {stop}: nothing was generated")
         return exit_codes.for_signal(stop.signum)
+    except DeadlineReached:
+        _say(stderr, f"the deadline is reached: nothing was generated (exit code {exit_codes.DEADLINE})")
+        return exit_codes.DEADLINE
     except Locked as error:
         _say(stderr, f"nanovllm run: {error} (exit code {exit_codes.LOCKED})")
         return exit_codes.LOCKED

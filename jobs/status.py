@@ -124,7 +124,7 @@ def judge(folder: Path) -> tuple[int, dict[str, Any]]:
         ConfigError: there is no run.
     """
     directory = RunDirectory(folder)
-    status = read_json(directory.status)
+    status = read_json(directory.status) or _of_manifest(directory.read_manifest())
     if status is None:
         raise ConfigError(f"{folder} holds no status.json: give the output directory of a run")
     code = status.get("exit_code")
@@ -149,6 +149,21 @@ def describe(folder: Path, values: dict[str, Any], now: float) -> str:
     else:
         parts.append(f"exit code {values['exit_code']}")
     return ", ".join(parts)
+
+
+def _of_manifest(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Say how a run ended that no process of its own watched over, such as joined shards."""
+    if manifest is None or not isinstance(manifest.get("exit_code"), int):
+        return None
+    counts = manifest.get("counts") or {}
+    return {
+        "phase": manifest.get("status"),
+        "done": counts.get("rows", 0),
+        "total": counts.get("rows"),
+        "errors": counts.get("errors", 0),
+        "tokens_per_s": manifest.get("tokens_per_s", 0.0),
+        "exit_code": manifest["exit_code"],
+    }
 
 
 def _encode(values: dict[str, Any], series: Series) -> str:

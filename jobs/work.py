@@ -15,6 +15,7 @@ from typing import Any
 from jobs import json_text
 from jobs.fingerprint import Fingerprints, row_digest
 from jobs.job_file import Job
+from jobs.openai_batch.responses import prompt_details
 from jobs.overlong import fit_prompt
 from jobs.prompts import PromptBuilder
 from jobs.result_lines import Result, answered, refused
@@ -199,4 +200,6 @@ def _moved(line: str, row: Row) -> str:
     if "row" in values:
         values.update(index=row.index, row=row.columns)
         values["usage"]["cached_tokens"] = row.num_cached_tokens
+    else:  # the answer to a line of an OpenAI batch, which repeats nothing else of the row
+        values["response"]["body"]["usage"]["prompt_tokens_details"] = prompt_details(row.num_cached_tokens)
     return json_text.dumps(values)

@@ -16,10 +16,14 @@ from nanovllm.in_flight import refused
 from nanovllm.outputs import CompletionOutput, Request, RequestOutput
 from nanovllm.progress import progress
 from nanovllm.prompts import as_prompt_list, read_prompt
+from nanovllm.sampling_fields import shown
 from nanovllm.sampling_params import MAX_LOGPROBS, SamplingParams
 
 if TYPE_CHECKING:
     from nanovllm.llm import LLM
+
+MAX_LENGTH_PENALTY = 32
+"""The length of any context to this power is a float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,9 @@ class BeamSettings:
                 raise ConfigError(f"{name}: expected a whole number from 1 up, found {value!r}")
         if self.width > MAX_LOGPROBS // 2:
             raise ConfigError(f"width: expected at most {MAX_LOGPROBS // 2}, found {self.width}")
-        if isinstance(self.length_penalty, bool) or not isinstance(self.length_penalty, (int, float)):
-            raise ConfigError(f"length_penalty: expected a number, found {self.length_penalty!r}")
+        penalty, most = self.length_penalty, MAX_LENGTH_PENALTY
+        if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not -most <= penalty <= most:
+            raise ConfigError(f"length_penalty: expected a number from -{most} to {most}, found {shown(penalty)}")
         if not isinstance(self.early_stopping, bool):
             raise ConfigError(f"early_stopping: expected true or false, found {self.early_stopping!r}")
 

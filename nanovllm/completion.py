@@ -24,7 +24,6 @@ class CompletionText:
                 params.skip_special_tokens, params.spaces_between_special_tokens, prompt_ids
             )
         self._longest_stop = max((len(stop) for stop in params.stop), default=0)
-        self._search_from = 0
         self._num_shown = 0
         self._finished = False
         self.text = ""
@@ -37,14 +36,12 @@ class CompletionText:
         before = len(self.text)
         self.text += piece
         if num_completion <= self._params.min_tokens:
-            self._search_from = len(self.text)
             return None
         return self._match_stop(before) if piece and self._longest_stop else None
 
     def _match_stop(self, before: int) -> str | None:
-        """Cut at the stop string that is complete first; of several, the one listed first."""
-        start = max(self._search_from, before - self._longest_stop + 1)
-        found = [(self.text.find(stop, start), stop) for stop in self._params.stop]
+        """Cut at the stop string that the text beyond `before` completes first; of several, the one listed first."""
+        found = [(self.text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self._params.stop]
         matches = [(at + len(stop), at, stop) for at, stop in found if at >= 0]
         if not matches:
             return None
@@ -64,9 +61,13 @@ class CompletionText:
 
         What could still turn out to be the beginning of a stop string is held back.
         """
+        new = self.certain_after(self._num_shown)
+        self._num_shown += len(new)
+        return new
+
+    def certain_after(self, num_shown: int) -> str:
+        """Return the text beyond `num_shown` characters that is certain."""
         safe = len(self.text)
         if not self._finished and self._longest_stop:
             safe -= self._longest_stop - 1
-        new = self.text[self._num_shown : max(safe, self._num_shown)]
-        self._num_shown += len(new)
-        return new
+        return self.text[num_shown : max(safe, num_shown)]

@@ -25,7 +25,14 @@ from nanovllm.tokenizer import Tokenizer
 # Requests taken in ahead of the running ones, so that the scheduler always finds work; bounds memory for huge inputs.
 WINDOW_STEPS = 4
 
+# From so many tokens up that the prefix cache cannot share, the first sample computes the prompt for the others.
+FORK_TOKENS = 4
+
 _END = object()  # of an iterator of requests
+
+
+def _one(handle: Any) -> int:
+    return 1
 
 
 class Dispatcher:
@@ -56,7 +63,10 @@ class Dispatcher:
 
     def serve(self, requests: Iterable[Request | None], window: int | None = None) -> Iterator[RequestOutput]:
         """Serve requests as they come; see `LLM.generate_iter`."""
-        return self._serve(requests, window, self.start, self.drop, lambda waiter: output_of(waiter, self._decode))
+        size = (lambda waiter: waiter.work.params.n) if window is None else _one
+        return self._serve(
+            requests, window, self.start, self.drop, lambda waiter: output_of(waiter, self._decode), size
+        )
 
     def run_scoring(self, sequences: Iterable[Sequence | ScoredRequest | None]) -> Iterator[Sequence | ScoredRequest]:
         """Run sequences that end with their prompt; yields each when its targets are scored, in any order.
@@ -74,23 +84,24 @@ class Dispatcher:
             self.scoring.pop(seq, None)
             self._engine.abort(seq)
 
-        return self._serve(sequences, None, start, drop, lambda seq: seq)
+        return self._serve(sequences, None, start, drop, lambda seq: seq, _one)
 
     def _serve(
         self, items: Iterable, window: int | None, start: Callable[[Any, deque], Any], drop: Callable[[Any], None],
-        finish: Callable[[Any], Any],
+        finish: Callable[[Any], Any], size: Callable[[Any], int],
     ) -> Iterator:  # fmt: skip
         """Pull items, at most `window` ahead, and yield what becomes of each; a None says that there is none now.
 
         `start` begins an item, given the inbox where it is to land, and returns what will land there, or at once a
-        result. `drop` ends what has not landed, `finish` turns what has landed into what is yielded.
+        result. `drop` ends what has not landed, `finish` turns what has landed into what is yielded, `size` says how
+        much of the window it takes.
         """
         if window is None:
             window = WINDOW_STEPS * self._engine.limits.max_num_seqs
-        source, inbox, in_flight, exhausted = iter(items), deque(), set(), False
+        source, inbox, in_flight, exhausted, total = iter(items), deque(), set(), False, 0
         try:
             while True:
-                while not exhausted and len(in_flight) < window:
+                while not exhausted and total < window:
                     item = next(source, _END)
                     if item is None:
                         break
@@ -100,9 +111,11 @@ class Dispatcher:
                         yield handle
                     else:
                         in_flight.add(handle)
+                        total += size(handle)
                 while inbox:
                     handle = inbox.popleft()
                     in_flight.discard(handle)
+                    total -= size(handle)
                     yield finish(handle)
                 if not in_flight and exhausted:
                     return
@@ -127,7 +140,11 @@ class Dispatcher:
         try:
             if isinstance(request.prompt, RequestError):
                 raise request.prompt
-            params = request.sampling_params or self._default_params()
+            params = self._default_params() if request.sampling_params is None else request.sampling_params
+            if not isinstance(params, SamplingParams):
+                raise RequestError(
+                    "invalid_sampling", f"sampling_params: expected SamplingParams, found {type(params).__name__}"
+                )
             text, ids = read_prompt(request.prompt, self._tokenizer)
             self._engine.check_prompt(ids)
             self._engine.check_params(params)
@@ -164,13 +181,25 @@ class Dispatcher:
             work.seqs.append(seq)
             work.texts.append(CompletionText(self._tokenizer, params, ids))
             self.states[seq] = (work, i)
+        if params.n > 1 and self._tail(len(ids)) >= FORK_TOKENS:
+            work.later = work.seqs[1:]
+            work.seqs[0].num_forks = len(work.later)
+            for seq in work.later:
+                seq.fork_of = work.seqs[0]
+        for seq in work.seqs[: params.n - len(work.later)]:
             self._engine.add(seq)
         if key is not None:
             self.shared[key] = work
         return work
 
+    def _tail(self, num_tokens: int) -> int:
+        """Return how many tokens of a prompt the prefix cache cannot share; the last one is always computed."""
+        blocks = self._engine.block_manager
+        return (num_tokens - 1) % blocks.block_size if blocks.enable_prefix_caching else num_tokens - 1
+
     def step(self) -> None:
         """Run one step of the engine and hand over what has ended."""
+        listened: dict[Work, None] = {}
         for seq in self._engine.step():
             if (inbox := self.scoring.pop(seq, None)) is not None:
                 inbox.append(seq)
@@ -183,14 +212,24 @@ class Dispatcher:
                 if stop is not None and not by_token:
                     self._engine.abort(seq, "stop")
                     seq.finish_reason, seq.stop_reason = "stop", stop
+            if work.has_listeners:
+                listened[work] = None
+            while work.later:  # forks go to the front of the queue: in the end the first is first
+                self._engine.add(work.later.pop())
             if seq.finish_reason is not None:
                 text.finish()
                 del self.states[seq]
                 work.num_open -= 1
                 if work.num_open == 0:
-                    self.shared.pop(work.key, None)
-                    for waiter in work.waiters:
-                        waiter.inbox.append(waiter)
+                    self._end(work)
+        for waiter in [waiter for work in listened for waiter in work.waiters if waiter.request.on_text is not None]:
+            waiter.show()
+
+    def _end(self, work: Work) -> None:
+        self._engine.drop_kept(work.seqs[0])
+        self.shared.pop(work.key, None)
+        for waiter in work.waiters:
+            waiter.inbox.append(waiter)
 
     def drop(self, waiter: Waiter) -> None:
         """End a request; what it computes ends too unless an equal request waits for it."""
@@ -206,6 +245,7 @@ class Dispatcher:
             if self.states.pop(seq, None) is not None:
                 self._engine.abort(seq)
                 text.finish()
+        self._engine.drop_kept(work.seqs[0])
 
     def _decode(self, token_id: int) -> str:
         if token_id not in self._decoded:

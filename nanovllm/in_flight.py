@@ -27,6 +27,7 @@ class Work:
     Attributes:
         key: what an equal request has too; None: it is shared with nobody.
         num_open: sequences that have not ended. waiters: who gets the result.
+        later: sequences that fork from the first one, and run once that has computed their prompt.
     """
 
     key: Hashable
@@ -36,16 +37,35 @@ class Work:
     texts: list[CompletionText] = field(default_factory=list)
     num_open: int = 0
     waiters: list[Waiter] = field(default_factory=list)
+    later: list[Sequence] = field(default_factory=list)
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether a request wants its text piece by piece."""
+        return any(waiter.request.on_text is not None for waiter in self.waiters)
 
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One request's interest in a work; it lands in `inbox` when the work is done or the request cancelled."""
+    """One request's interest in a work; it lands in `inbox` when the work is done or the request cancelled.
+
+    Attributes:
+        num_shown: for each sample, the characters that `on_text` has got.
+    """
 
     request: Request
     prompt: str | None
     inbox: deque
     work: Work
+    num_shown: list[int] = field(default_factory=list)
+
+    def show(self) -> None:
+        """Hand over the text that has become certain."""
+        self.num_shown = self.num_shown or [0] * len(self.work.texts)
+        for i, text in enumerate(self.work.texts):
+            if piece := text.certain_after(self.num_shown[i]):
+                self.num_shown[i] += len(piece)
+                self.request.on_text(i, piece)
 
 
 def sharing_key(token_ids: list[int], params: SamplingParams) -> Hashable:

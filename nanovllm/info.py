@@ -27,6 +27,8 @@ def _versions() -> dict[str, str]:
 
 def machine_info() -> dict[str, Any]:
     """Describe CPU, kernels, threads, BLAS, memory and versions."""
+    from nanovllm.config import EngineConfig
+    from nanovllm.engine.limits import resolve_dtype
     from nanovllm.kernels import blas, isa
 
     cpu = machine.cpu()
@@ -36,6 +38,7 @@ def machine_info() -> dict[str, Any]:
         "cpu_features": " ".join(cpu.flags),
         "kernels": isa.active_level(),
         "kernels_available": " ".join(isa.available_levels()),
+        "dtype_auto": resolve_dtype(EngineConfig()),
         "threads": machine.usable_cpus(),
         "blas": " ".join(blas.describe()) or "unknown",
         "memory_free": machine.format_bytes(machine.available_memory()),

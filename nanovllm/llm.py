@@ -254,7 +254,7 @@ class LLM:
             prompts: as in `generate`.
             width: beams of each prompt, at most 500.
             max_tokens: most tokens of a completion.
-            length_penalty: above 0 favours long completions, below 0 short ones.
+            length_penalty: above 0 favours long completions, below 0 short ones; -32 to 32.
             early_stopping: end as soon as `width` completions have ended; else only when no running beam has a
                 better score than the worst of them.
             ignore_eos: go on past the model's end-of-sequence ids.

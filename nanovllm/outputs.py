@@ -6,6 +6,7 @@ Leaf module: knows nothing of engine or files.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,15 @@ class Request:
         sampling_params: a `SamplingParams`, or None for the model's defaults.
         request_id: the caller's key; a request without a seed derives its seed from the engine's seed and this key.
         data: anything of the caller's; comes back as `RequestOutput.data`.
+        on_text: called with a sample's index and the next piece of its text, as soon as that is certain. The pieces of
+            a sample that ends by itself are its text. What it raises ends the iterator that runs at the time.
     """
 
     prompt: Any
     sampling_params: Any = None
     request_id: str | None = None
     data: Any = None
+    on_text: Callable[[int, str], None] | None = None
 
 
 @dataclass(slots=True)
@@ -77,7 +81,8 @@ class RequestOutput:
     """A prompt and its completions.
 
     Attributes:
-        error: why the request was refused; then every completion has finish_reason "error".
+        error: why the request was refused or has failed; then a completion, of a refused request the only one, has
+            finish_reason "error".
         prompt_logprobs: None for the first token, then {token id: Logprob} for each; None unless asked for.
         num_cached_tokens: prompt tokens whose keys and values came from the prefix cache.
         data: what the caller put into `Request.data`.

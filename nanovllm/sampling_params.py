@@ -64,7 +64,9 @@ class SamplingParams:
         default=1.0,
         metadata=about("float", "keep the smallest set with this probability", low=0, high=1, above_low=True),
     )
-    top_k: int = field(default=0, metadata=about("int", "keep the k most likely ids; 0 or -1 is off", low=-1))
+    top_k: int = field(
+        default=0, metadata=about("int", "keep the k most likely ids; 0 or -1 is off", low=-1, high=2**31 - 1)
+    )
     min_p: float = field(
         default=0.0, metadata=about("float", "drop ids below this times the largest probability", low=0, high=1)
     )

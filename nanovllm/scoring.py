@@ -14,6 +14,7 @@ from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nanovllm.dispatcher import FORK_TOKENS
 from nanovllm.engine.sequence import Sequence
 from nanovllm.errors import ConfigError, RequestError
 from nanovllm.in_flight import invalid_logits
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 _NO_SAMPLING = SamplingParams(temperature=0.0, max_tokens=1)
 _END = object()  # of an iterator of requests
-
-# From so many tokens up that are in no full block, the first pair of a prompt is computed before the others.
-FORK_TOKENS = 4
 
 
 def serve_scores(llm: LLM, requests: Iterable[ScoreRequest | None]) -> Iterator[ScoredRequest]:
@@ -114,7 +112,7 @@ class _Pairs:
         if len(seqs) < 2 or seqs[0].num_scored % self._engine.block_manager.block_size < FORK_TOKENS:
             return seqs
         self._first, *self._others = seqs
-        self._first.keeps_blocks = True
+        self._first.num_forks = len(self._others)
         for seq in self._others:
             seq.fork_of = self._first
         return [self._first]

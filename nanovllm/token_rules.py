@@ -68,11 +68,14 @@ class RuleMaker:
         bad_words: tuple[str, ...],
         breakers: tuple[str, ...],
     ) -> TokenRules:
+        dry_breakers = self._breakers(breakers)
+        single = [token_id for token_id, tails in dry_breakers.items() if () in tails]
         return TokenRules(
             None if allowed is None else pack_mask(allowed, self._vocab_size),
             np.array(list(biases), BIAS_DTYPE),
             tuple(dict.fromkeys(ids for word in bad_words for ids in self._spellings(word))),
-            self._breakers(breakers),
+            dry_breakers,
+            pack_mask(single, self._vocab_size) if single else None,
         )
 
     def _spellings(self, word: str) -> list[tuple[int, ...]]:

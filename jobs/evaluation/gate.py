@@ -23,7 +23,7 @@ from typing import Any
 
 from jobs.evaluation.comparison import compare_evaluations
 from jobs.evaluation.row_scores import Evaluation
-from jobs.evaluation.statistics import CONFIDENCE, normal_interval, wilson_interval
+from jobs.evaluation.statistics import CONFIDENCE, effective_number, normal_interval, wilson_interval
 from jobs.names import suggest
 from jobs.paths import expand_variables
 from nanovllm import ConfigError
@@ -205,13 +205,20 @@ def _read_no_worse(value: Any, place: str, folders: Sequence[Path]) -> _NoWorseT
     margin = value.get("margin", 0.0)
     if not _is_number(margin) or margin < 0:
         raise ConfigError(f"{place}.margin is {margin!r}: expected how much worse is allowed, a number of at least 0")
-    baseline = Evaluation(_find_run(value["run"], f"{place}.run", folders))
+    baseline = _baseline(value["run"], f"{place}.run", folders)
     metric = value["metric"]
     if metric not in baseline.metrics:
         raise ConfigError(
             f"{place}.metric: {baseline.folder} has no metric {metric!r}: {suggest(metric, baseline.metrics)}"
         )
     return _NoWorseThan(baseline, metric, float(margin), _read_confidence(value, place), place)
+
+
+def _baseline(text: str, place: str, folders: Sequence[Path]) -> Evaluation:
+    try:
+        return Evaluation(_find_run(text, place, folders))
+    except ConfigError as error:
+        raise ConfigError(str(error) if place in str(error) else f"{place}: {error}") from None
 
 
 def _find_run(text: str, place: str, folders: Sequence[Path]) -> Path:
@@ -256,4 +263,8 @@ def _interval(values: dict[str, Any], confidence: float) -> tuple[float, float] 
         return values["low"], values["high"]
     if values["method"] == "wilson":
         return wilson_interval(values["value"], values["n"], confidence)
+    if values["method"] == "clustered wilson":
+        if values["stderr"]:
+            return wilson_interval(values["value"], effective_number(values["value"], values["stderr"]), confidence)
+        return (values["low"], values["high"]) if confidence < CONFIDENCE else None  # the number of clusters is lost
     return normal_interval(values["value"], values["stderr"], confidence)

@@ -70,7 +70,10 @@ class LmEvalFiles:
     def _sample(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
         first = lines[0]
         arguments, resps = self._requests(first, lines)
-        target = str(first["row"].get("prompt") if first["target"] is None else first["target"])
+        target = first["target"]
+        if target is None:  # the text itself, or the name of its file
+            target = first["row"].get("file") if first["prompt"] is None else first["prompt"]
+        target = str(target)
         document = json.dumps(first["row"], indent=2, ensure_ascii=False)
         scores = self._metrics_of(lines)
         return {

@@ -27,12 +27,13 @@ def metric_names(settings: EvalSettings, place: str = "eval.scorers") -> dict[st
     if settings.task != "generate":
         return {name: name not in LOWER_IS_BETTER for name in settings.metrics}
     names: dict[str, bool] = {}
-    for scorer in scorers_of(settings, place):
+    scorers = scorers_of(settings, place)
+    for scorer in scorers:
         if scorer.name in names:
             raise ConfigError(f"{place}: two scorers are called {scorer.name!r}: give one the option name")
         names[scorer.name] = scorer.higher_is_better
     names.update(dict.fromkeys((f"pass@{k}" for k in settings.pass_at_k), True))
-    names.update(dict.fromkeys((f"maj@{k}" for k in settings.maj_at_k), True))
+    names.update(dict.fromkeys((f"maj@{k}" for k in settings.maj_at_k), scorers[0].higher_is_better))
     return names
 
 

@@ -22,6 +22,7 @@ from jobs.evaluation.statistics import (
 )
 
 _NUM_RESAMPLES = 2000
+_ROUNDING = 1e-9  # differences that are this near to each other, as a part of their mean, are equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class PairedDifference:
         low, high: its interval, 95 % unless asked otherwise, of Student's distribution.
         n: the number of pairs.
         p_value: that of `method`: how often chance alone gives at least this difference, in either direction.
-        method: "McNemar" for 0/1 values, else "paired t" or "clustered t"; "none" where nothing can be said.
+        method: "McNemar" for 0/1 values, else "paired t" or "clustered t"; "sign" where all pairs differ by the same,
+            which leaves the other tests nothing to go by; "none" where nothing can be said.
         p_t, p_bootstrap, p_mcnemar: all that apply, the last None where it does not.
         num_higher, num_lower, num_equal: pairs in which b is higher, lower, the same.
     """
@@ -129,9 +131,14 @@ def paired_difference(
     value = float(differences.mean())
     low, high, p_t = _student(value, stderr, num_units - 1, confidence)
     p_mcnemar = mcnemar(a, b).p_exact if members is None and is_binary(a) and is_binary(b) else None
+    are_equal = num_units > 1 and _are_equal(differences)
+    if are_equal:
+        p_t = math.nan
     method, p_value = ("paired t" if members is None else "clustered t"), p_t
     if p_mcnemar is not None:
         method, p_value = "McNemar", p_mcnemar
+    elif are_equal:
+        method, p_value = "sign", 2.0 ** (1 - num_units)
     elif math.isnan(p_t):
         method = "none"
     higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
@@ -145,7 +152,8 @@ def bootstrap_p(differences: np.ndarray, members: np.ndarray | None = None, seed
     """Give the share of resamples under no difference that stray at least as far as the differences do.
 
     The differences are moved to mean 0 and drawn with replacement, whole clusters at a time where there are any. One is
-    added to both counts, so that no p-value is 0.
+    added to both counts, so that no p-value is 0. NaN where all differences are equal and not 0, so that all resamples
+    are alike, and where there is only one to draw from.
 
     Source: B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16.
 
@@ -157,7 +165,7 @@ def bootstrap_p(differences: np.ndarray, members: np.ndarray | None = None, seed
     observed = differences.mean()
     centered = differences - observed
     sizes = None if members is None else np.bincount(members)
-    if len(differences if sizes is None else sizes) < 2:
+    if len(differences if sizes is None else sizes) < 2 or _are_equal(differences):
         return math.nan
     if sizes is None:
         replicas = bootstrap_replicas(centered, lambda drawn: drawn.mean(axis=1), seed, _NUM_RESAMPLES, vectorized=True)
@@ -165,8 +173,13 @@ def bootstrap_p(differences: np.ndarray, members: np.ndarray | None = None, seed
         units = np.stack([np.bincount(members, weights=centered), sizes], axis=1)  # [num_clusters, 2]
         replicas = bootstrap_replicas(units, _mean_of_clusters, seed, _NUM_RESAMPLES, vectorized=True)
     # a resample that equals the sample must count, whatever the rounding
-    num_far = int((np.abs(replicas) >= abs(observed) * (1 - 1e-9)).sum())
+    num_far = int((np.abs(replicas) >= abs(observed) * (1 - _ROUNDING)).sum())
     return (1 + num_far) / (1 + _NUM_RESAMPLES)
+
+
+def _are_equal(differences: np.ndarray) -> bool:
+    """Whether all are the same number other than 0."""
+    return abs(differences[0]) > 0 and float(np.ptp(differences)) <= _ROUNDING * abs(differences[0])
 
 
 def _mean_of_clusters(drawn: np.ndarray) -> np.ndarray:
@@ -180,9 +193,9 @@ def _student(value: float, stderr: float, freedom: int, confidence: float) -> tu
 
     if math.isnan(stderr):
         return math.nan, math.nan, math.nan
-    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * stderr
     if stderr == 0:
-        return value, value, 1.0 if value == 0 else 0.0
+        return value, value, 1.0 if value == 0 else math.nan
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * stderr
     return value - half, value + half, 2 * float(stdtr(freedom, -abs(value) / stderr))
 
 

@@ -65,7 +65,8 @@ class Metric:
         if self.is_choice:
             return -first["choices"][0]["logprob"], 1.0
         if self.count is not None:
-            return -first["logprob"], float(first[self.count])
+            count = first[self.count]  # null for words and bytes of a text that was given as token ids
+            return (math.nan, math.nan) if count is None else (-first["logprob"], float(count))
         return math.fsum(line["scores"][self.name] for line in lines) / len(lines), 1.0
 
     def value(self, ratio: float) -> float:

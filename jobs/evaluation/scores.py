@@ -6,6 +6,7 @@ Holds a few floats a row; only scorers whose score of all rows is no mean keep t
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ import numpy as np
 
 from jobs import json_text
 from jobs.evaluation.metrics import metric_names, scorers_of
+from jobs.evaluation.scorers import Scorer
 from jobs.evaluation.settings import EvalSettings
 from jobs.evaluation.statistics import (
     Estimate,
@@ -46,7 +48,7 @@ class ScoreBook:
         self._groups = array("q")
         self._group_numbers: dict[str, int] = {}
         self._likelihoods = array("d")
-        self._texts: tuple[list[Any], list[Any]] = ([], [])
+        self._texts: dict[int, tuple[list[str | None], Any]] = {}  # answers and target by place in the other columns
         self._prompts, self._targets = hashlib.sha256(), hashlib.sha256()
         self.rows = {"total": 0, "scored": 0, "errors": 0, "skipped": 0}
 
@@ -66,8 +68,8 @@ class ScoreBook:
         if self._settings.task == "perplexity":
             self._likelihoods.extend(math.nan if first.get(key) is None else first[key] for key in _TEXT_KEYS)
         if self._corpus and status == "scored":
-            self._texts[0].append(first["extracted"])
-            self._texts[1].append(first["target"])
+            answers = [first["voted"]] if self._settings.vote else [line["extracted"] for line in lines]
+            self._texts[len(self._groups) - 1] = answers, first["target"]
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Give each metric with its error bars."""
@@ -116,29 +118,38 @@ class ScoreBook:
         if self._settings.task == "score" and name == "perplexity":
             return estimate_perplexity(values, np.ones(len(values)), members)
         corpus = next((scorer for scorer in self._corpus if scorer.name == name), None)
-        if corpus is not None and rows.all() and self._texts[0]:
-            return self._of_corpus(corpus)
+        if corpus is not None and any(rows[place] for place in self._texts):
+            return self._of_corpus(corpus, rows, clusters)
         return estimate_mean(values, members)
 
     def _of_texts(self, name: str, rows: np.ndarray, clusters: np.ndarray | None) -> Estimate:
         table = np.frombuffer(self._likelihoods, np.float64) if self._likelihoods else np.zeros(0)
-        table = table.reshape(-1, len(_TEXT_KEYS))[rows]
-        is_known = ~np.isnan(table).any(axis=1)
-        table = table[is_known]
+        column = {"token_perplexity": 1, "word_perplexity": 2}.get(name, 3)
+        table = table.reshape(-1, len(_TEXT_KEYS))[rows][:, [0, column]]
+        is_known = ~np.isnan(table).any(axis=1)  # a text that was given as token ids has no words and no bytes
+        logprobs, counts = table[is_known].T
         members = None if clusters is None else clusters[rows][is_known]
-        counts = table[:, {"token_perplexity": 1, "word_perplexity": 2}.get(name, 3)]
         if name != "bits_per_byte":
-            return estimate_perplexity(table[:, 0], counts, members)
-        _, nats = linearized_ratio(-table[:, 0], counts)
+            return estimate_perplexity(logprobs, counts, members)
+        _, nats = linearized_ratio(-logprobs, counts)
         return estimate_mean(nats / math.log(2), members)
 
-    def _of_corpus(self, scorer: Any) -> Estimate:
-        predictions, targets = self._texts
+    def _of_corpus(self, scorer: Scorer, rows: np.ndarray, clusters: np.ndarray | None) -> Estimate:
+        """Score rows together, all samples of each; whole groups are drawn where rows have groups."""
+        units: dict[int, list[tuple[str | None, Any]]] = {}
+        places = [place for place in self._texts if rows[place]]
+        for place in places:
+            answers, target = self._texts[place]
+            pairs = [(answer, target) for answer in answers]
+            units.setdefault(place if clusters is None else int(clusters[place]), []).extend(pairs)
+        drawn_from = list(units.values())
 
-        def statistic(places: np.ndarray) -> float:
-            return scorer.corpus([predictions[i] for i in places], [targets[i] for i in places])
+        def statistic(drawn: np.ndarray) -> float:
+            answers, targets = zip(*(pair for i in drawn for pair in drawn_from[i]), strict=True)
+            return scorer.corpus(list(answers), list(targets))
 
-        return bootstrap(np.arange(len(predictions)), statistic, num=_NUM_CORPUS_RESAMPLES)
+        found = bootstrap(np.arange(len(drawn_from)), statistic, num=_NUM_CORPUS_RESAMPLES)
+        return dataclasses.replace(found, n=len(places))
 
 
 def make_scores(job: Job, results: Path, inputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.evaluation.columns import ChoicesField, Field
+from jobs.evaluation.columns import ChoicesField, Field, is_template
 from jobs.evaluation.extraction import Pipeline
 from jobs.evaluation.gate import NO_WORSE_THAN, Gate
 from jobs.evaluation.metrics import (
@@ -201,8 +201,13 @@ def _check_together(section: Section, settings: EvalSettings, is_chat: bool, fol
         raise ConfigError(f"{section.place('few_shot', 'as')}: turns of a chat need prompt.chat: true")
     if few_shot is not None and settings.target is None and few_shot.target is None:
         raise ConfigError(f"{section.place('few_shot')}: the examples' answers are missing: set few_shot.target")
-    for i, spec in enumerate(settings.scorers):
-        make_scorer(spec, section.place("scorers", i), settings.allow_code)
+    scorers = [make_scorer(spec, section.place("scorers", i), settings.allow_code)
+               for i, spec in enumerate(settings.scorers)]  # fmt: skip
+    if settings.pass_at_k and (scorers[0].has_corpus_score or not scorers[0].higher_is_better):
+        raise ConfigError(
+            f"{section.place('pass_at_k')} counts answers to which the first scorer gives 1, and the first is "
+            f"{scorers[0].name!r}, which does not say right or wrong: put one first that does, such as exact_match"
+        )
     names = metric_names(settings, section.place("scorers"))
     if settings.gate is not None:
         _check_gate(section, settings.gate, names, folders)
@@ -247,7 +252,7 @@ def _read_choices(section: Section) -> str | tuple[str, ...] | None:
         value = tuple(json.dumps(item) if isinstance(item, bool | int | float) else item for item in value)
         is_good = all(isinstance(item, str) and item for item in value)
     else:
-        is_good = isinstance(value, str) and value != "" and "{{" not in value
+        is_good = isinstance(value, str) and value != "" and not is_template(value)
     if not is_good:
         raise section.refusal("choices", section.value("choices"), "a column's name, or a list of texts or templates")
     _check_template(section, "choices", lambda: ChoicesField(value))

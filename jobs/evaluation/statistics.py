@@ -28,7 +28,8 @@ class Estimate:
         stderr: its standard error.
         low, high: the 95 % interval.
         n: the number of rows.
-        method: how the interval was made: "normal", "wilson", "clustered", "delta", "bootstrap", or "none".
+        method: how the interval was made: "normal", "wilson", "clustered", "clustered wilson", "delta",
+            "bootstrap", or "none".
     """
 
     value: float
@@ -48,7 +49,9 @@ def estimate_mean(values: Sequence[float], clusters: Sequence[Hashable] | None =
 
     Returns:
         With clusters the cluster-robust standard error, else the sample's standard deviation / sqrt(n). The interval is
-        normal; of 0/1 values without clusters it is Wilson's, which keeps within 0 and 1 and is right near them.
+        normal; of 0/1 values it is Wilson's, which keeps within 0 and 1 and is right near them. With clusters that is
+        Wilson's of as many independent rows as have the same error; of as many rows as there are clusters where all
+        rows of all of them are right, or wrong, which leaves no error to go by.
     """
     values = _vector(values)
     n = len(values)
@@ -58,22 +61,14 @@ def estimate_mean(values: Sequence[float], clusters: Sequence[Hashable] | None =
     members = None if clusters is None else cluster_numbers(clusters, n)
     if members is not None:
         stderr = clustered_stderr(values, members)
-        return _normal(mean, stderr, n, "clustered")
+        if math.isnan(stderr) or not is_binary(values):
+            return _normal(mean, stderr, n, "clustered")
+        num_effective = effective_number(mean, stderr) if stderr else int(members.max()) + 1
+        return Estimate(mean, stderr, *wilson_interval(mean, num_effective), n, "clustered wilson")
     stderr = mean_stderr(values)
     if is_binary(values):
         return Estimate(mean, stderr, *wilson_interval(mean, n), n, "wilson")
     return _normal(mean, stderr, n, "normal")
-
-
-def estimate_groups(values: Sequence[float], groups: Sequence[Hashable]) -> dict[Hashable, Estimate]:
-    """Estimate the mean of each group's rows, in the order in which the groups first occur."""
-    values = _vector(values)
-    _check_length("groups", groups, len(values))
-    numbers: dict[Hashable, int] = {}
-    members = np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.intp)
-    order = np.argsort(members, kind="stable")
-    pieces = np.split(values[order], np.cumsum(np.bincount(members, minlength=len(numbers)))[:-1])
-    return {group: estimate_mean(piece) for group, piece in zip(numbers, pieces, strict=True)}
 
 
 def estimate_perplexity(
@@ -124,16 +119,14 @@ def bootstrap(
     statistic: Callable[[np.ndarray], Any],
     seed: int = 0,
     num: int = 1000,
-    vectorized: bool = False,
 ) -> Estimate:
     """Estimate any statistic of rows by resampling them.
 
     Args:
         rows: [n, ...], one entry a row.
-        statistic: takes an array like `rows`, gives a number. With `vectorized` it takes [k, n, ...] and gives [k].
+        statistic: takes an array like `rows`, gives a number.
         seed: of the draws; the same seed gives the same estimate.
         num: how many resamples.
-        vectorized: whether `statistic` takes many resamples at once. The estimate does not depend on it.
 
     Returns:
         The value is that of the rows themselves; the standard error is the resamples' standard deviation, the interval
@@ -145,10 +138,10 @@ def bootstrap(
     n = len(rows)
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, math.nan, 0, "none")
-    value = float(statistic(rows[None])[0] if vectorized else statistic(rows))
+    value = float(statistic(rows))
     if n == 1:
         return Estimate(value, math.nan, math.nan, math.nan, 1, "none")
-    replicas = bootstrap_replicas(rows, statistic, seed, num, vectorized)
+    replicas = bootstrap_replicas(rows, statistic, seed, num)
     if not np.isfinite(replicas).all():
         return Estimate(value, math.nan, math.nan, math.nan, n, "none")
     tail = 50 * (1 - CONFIDENCE)
@@ -157,9 +150,13 @@ def bootstrap(
 
 
 def bootstrap_replicas(
-    rows: np.ndarray, statistic: Callable[[np.ndarray], Any], seed: int, num: int, vectorized: bool
+    rows: np.ndarray, statistic: Callable[[np.ndarray], Any], seed: int, num: int, vectorized: bool = False
 ) -> np.ndarray:
-    """Give a statistic of `num` resamples, [num]. Arguments as of `bootstrap`."""
+    """Give a statistic of `num` resamples, [num].
+
+    Arguments as of `bootstrap`, but that with `vectorized` the statistic takes many resamples at once, [k, n, ...], and
+    gives [k]. The draws are the same.
+    """
     n = len(rows)
     generator = np.random.default_rng(seed)
     num_at_once = max(_MAX_DRAWS // max(rows.size, 1), 1) if vectorized else 1
@@ -208,7 +205,15 @@ def cluster_numbers(clusters: Sequence[Hashable], n: int) -> np.ndarray | None:
     return None if len(numbers) == n and n > 1 else members
 
 
-def wilson_interval(share: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def effective_number(share: float, stderr: float) -> float:
+    """Give how many independent 0/1 values have this standard error.
+
+    Source: L. Kish, Survey Sampling, 1965, on the design effect.
+    """
+    return share * (1 - share) / stderr**2
+
+
+def wilson_interval(share: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Give the score interval of a share of n independent 0/1 values.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.

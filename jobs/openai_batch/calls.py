@@ -6,7 +6,7 @@ Owns the envelope (`custom_id`, `method`, `url`, `body`) and the prompts of both
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +59,17 @@ class CallReader:
         model: the job's model; calls that name none are answered in its name.
         sampling: the job's own sampling settings.
         served_model_names: names that calls may use; empty allows every name.
+        returns_token_ids: whether calls that do not say it get the ids of prompt and completion.
     """
 
-    def __init__(self, model: str = "", sampling: Mapping[str, Any] | None = None, served_model_names=()):
+    def __init__(
+        self,
+        model: str = "",
+        sampling: Mapping[str, Any] | None = None,
+        served_model_names: Iterable[str] = (),
+        returns_token_ids: bool = False,
+    ):
+        self._returns_token_ids = returns_token_ids
         self._model = model
         self._length_is_set = "max_tokens" in (sampling or {})
         self._names = tuple(served_model_names)
@@ -85,7 +93,7 @@ class CallReader:
         sampling = read_sampling(call.endpoint, body, self._length_is_set)
         call.num_top_logprobs = sampling.get("logprobs", 0)
         call.logprob_token_ids = tuple(sampling.get("logprob_token_ids", ()))
-        call.returns_token_ids = _flag(body, "return_token_ids", False)
+        call.returns_token_ids = _flag(body, "return_token_ids", self._returns_token_ids)
         if "structured_outputs" in sampling:
             call.structured_field = "structured_outputs" if body.get("structured_outputs") else RESPONSE_FORMAT
         prompt = _read_chat(body, prompts) if call.endpoint == CHAT else _read_prompt(body.get("prompt"))

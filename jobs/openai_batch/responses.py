@@ -22,13 +22,14 @@ _GRAMMAR_ERRORS = ("invalid_grammar", "grammar_failed", "structured_outputs_unav
 _OUTSIDE_HTTP = ("invalid_row", "invalid_batch_line", "invalid_custom_id", "duplicate_id")
 
 
-def answer_line(call: Call, output: Any, num_cut_tokens: int = 0) -> dict[str, Any]:
+def answer_line(call: Call, output: Any, num_cut_tokens: int = 0, num_cached_tokens: int = 0) -> dict[str, Any]:
     """Make the line of a call that was served.
 
     Args:
         call: the call.
         output: its `nanovllm.RequestOutput`, without an error.
         num_cut_tokens: prompt tokens that `on_overlong` removed.
+        num_cached_tokens: what the usage says of the prefix cache.
     """
     digest = _digest(call.model, call.endpoint, call.custom_id)
     num_prompt_tokens = len(output.prompt_token_ids)
@@ -44,6 +45,7 @@ def answer_line(call: Call, output: Any, num_cut_tokens: int = 0) -> dict[str, A
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_completion_tokens,
             "total_tokens": num_prompt_tokens + num_completion_tokens,
+            "prompt_tokens_details": prompt_details(num_cached_tokens),
         },
     }
     if num_cut_tokens + call.num_cut_tokens:
@@ -55,6 +57,11 @@ def answer_line(call: Call, output: Any, num_cut_tokens: int = 0) -> dict[str, A
         if output.prompt_logprobs is not None:
             place["prompt_logprobs"] = id_shape(output.prompt_logprobs)
     return _line(call, digest, {"status_code": 200, "request_id": f"req_{digest}", "body": body}, None)
+
+
+def prompt_details(num_cached_tokens: int) -> dict[str, int]:
+    """Give the `prompt_tokens_details` of a usage."""
+    return {"cached_tokens": num_cached_tokens}
 
 
 def error_line(call: Call, error: RequestError, index: int) -> dict[str, Any]:

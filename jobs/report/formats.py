@@ -10,6 +10,7 @@ MAX_CHARS = 20_000
 """Most characters of one text on the page; the results have the rest."""
 
 _PREVIEW_CHARS = 300
+_PREVIEW_LINES = 3
 
 # What HTML cannot hold, what nobody can see, and what changes the direction of the text behind it.
 _UNSEEN = re.compile(
@@ -32,6 +33,13 @@ def clip(text: str) -> str:
 def preview(text: str) -> str:
     """Give the beginning of a text."""
     return text if len(text) <= _PREVIEW_CHARS else text[:_PREVIEW_CHARS] + "…"
+
+
+def ending(text: str) -> str:
+    """Give the last lines of a text's last paragraph: of a prompt after solved examples, its own question."""
+    paragraph = text.strip().rpartition("\n\n")[2]
+    end = "\n".join(paragraph.split("\n")[-_PREVIEW_LINES:])[-_PREVIEW_CHARS:]
+    return end if end == text.strip() else f"…{end}"
 
 
 def whole(value: Any) -> str:

@@ -19,7 +19,7 @@ import nanovllm
 from jobs.files import write_atomically
 from jobs.report import formats, view
 from jobs.report.rows import ReportRow
-from jobs.report.source import FinishedRun
+from jobs.report.source import FinishedRun, section
 from jobs.report.survey import Survey, survey
 from nanovllm import ConfigError
 
@@ -81,8 +81,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        clip=formats.clip, preview=formats.preview, whole=formats.whole, real=formats.real, score=formats.score
-    )  # fmt: skip
+        {name: getattr(formats, name) for name in ("clip", "ending", "preview", "real", "score", "whole")}
+    )
     return environment
 
 
@@ -96,7 +96,7 @@ def _context(
 ) -> dict[str, Any]:
     found = survey(run.rows())
     metrics = run.metrics
-    main_metric = next(iter(metrics), None)
+    main_metric = next((name for name, values in itertools.islice(metrics.items(), 1) if view.has_best(values)), None)
     is_eval = run.scores is not None
     figures = view.figures(run, found)
     names = _names([run] if other is None else [run, other])
@@ -121,6 +121,7 @@ def _context(
         "scores_note": _scores_note(run),
         "verdicts": view.verdicts(run),
         "groups": view.groups(run),
+        "has_examples": bool(section(run.scores or {}, "eval").get("few_shot")),
         "figures": figures,
         "has_throughput": any(figure.chart.line for figure in figures),
         "finish_reasons": found.finish_reasons.most_common(),
@@ -166,10 +167,10 @@ def _rows_note(num_lines: int, num_rows: int | None) -> str:
 
 def _mark(row: ReportRow, metric: str | None, metrics: dict[str, dict[str, Any]]) -> str:
     """Tell a row whose score is the best there is (1, or 0 where lower is better) from one that is not."""
-    if metric is None or metric not in row.scores:
+    if metric not in row.scores or not view.has_best(metrics.get(metric, {})):
         return ""
     value = row.scores[metric]
-    is_best = value >= 1 if metrics.get(metric, {}).get("higher_is_better", True) else value <= 0
+    is_best = value >= 1 if metrics[metric].get("higher_is_better", True) else value <= 0
     return "right" if is_best else "wrong"
 
 

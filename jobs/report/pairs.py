@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +82,7 @@ class Comparison:
             self.lines = [_line(one) for one in found.metrics]
             self._metric = found.metrics[0].metric.name
             self._flipped = {str(flip.id) for flip in found.metrics[0].flips}
-            self.warnings = [f"{warning[:1].upper()}{warning[1:]}." for warning in found.warnings]
+            self.warnings = [_sentence(warning, a.metrics) for warning in found.warnings]
             self.note = f"{whole(found.num_both)} rows are in both."
         else:
             num_pairs = sum(1 for _ in self._pairs())
@@ -124,6 +124,11 @@ def _line(found: MetricComparison) -> DifferenceLine:
         return DifferenceLine(found, None, None)
     scale = charts.Scale(min(values[1], 0.0), max(values[2], 0.0))
     return DifferenceLine(found, scale.whisker(*values), round(100 * scale.share(0.0), 2))
+
+
+def _sentence(warning: str, metrics: Collection[str]) -> str:
+    is_name = warning.partition(":")[0] in metrics  # which keeps its letters
+    return f"{warning if is_name else warning[:1].upper() + warning[1:]}."
 
 
 def _warnings(a: FinishedRun, b: FinishedRun) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.evaluation.cases import resolve_target
 from jobs.prompts import PROMPT_COLUMNS, PromptTemplate
 from nanovllm import RequestError
 
@@ -104,6 +105,7 @@ class RowReader:
         row.scores = _numbers(values.get("scores"))
         row.group = as_text(values.get("group"))
         row.choices = list(_choices(values))
+        _name_choices(row)
         _set_usage(row, values.get("usage"))
         if isinstance(values.get("error"), dict):
             _set_error(row, values["error"], "skipped" if row.finish_reason == "skipped" else "error")
@@ -172,13 +174,28 @@ def _batch_rows(values: dict[str, Any], number: int) -> Iterator[ReportRow]:
 
 def _choices(values: dict[str, Any]) -> Iterator[Choice]:
     choices = values.get("choices")
-    for i, choice in enumerate(choices if isinstance(choices, list) else ()):
-        if isinstance(choice, dict):
-            text = as_text(choice.get("text")) or ""
-            # by index or by text, as the row has it
-            is_chosen, is_target = (values.get(name) in (i, text) for name in ("extracted", "target"))
-            numbers = choice.get("logprob"), choice.get("num_tokens")
-            yield Choice(text, *numbers, choice.get("is_greedy") is True, is_chosen, is_target)
+    found = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    texts = [as_text(choice.get("text")) or "" for choice in found]
+    chosen, wanted = (_resolved(values.get(name), texts) for name in ("extracted", "target"))
+    for i, choice in enumerate(found):
+        numbers = choice.get("logprob"), choice.get("num_tokens")
+        yield Choice(texts[i], *numbers, choice.get("is_greedy") is True, i in chosen, i in wanted)
+
+
+def _resolved(target: Any, texts: list[str]) -> list[int]:
+    try:
+        return resolve_target(target, texts)
+    except RequestError:
+        return []
+
+
+def _name_choices(row: ReportRow) -> None:
+    """Write the texts of the choices behind what names them by index or letter."""
+    for name, role in (("extracted", "is_chosen"), ("target", "is_target")):
+        texts = [choice.text.strip() for choice in row.choices if getattr(choice, role)]
+        shown = getattr(row, name)
+        if texts and shown.strip() not in texts:
+            setattr(row, name, f"{shown}: {'; '.join(texts)}")
 
 
 def _anchor(index: int, sample: int) -> str:

@@ -111,6 +111,11 @@ def score_lines(run: FinishedRun) -> list[ScoreLine]:
     ]
 
 
+def has_best(values: dict[str, Any]) -> bool:
+    """Whether a row's score can be the best there is: it goes from 0 to 1, as BLEU and what has no end do not."""
+    return bool(values) and values.get("method") != "bootstrap" and _is_share(values)
+
+
 def groups(run: FinishedRun) -> Groups | None:
     """Give the scores of each group; None when rows have no groups."""
     found = {name: values for name, values in section(run.scores or {}, "groups").items() if isinstance(values, dict)}
@@ -262,4 +267,5 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    is_plain = isinstance(value, str) and value == value.strip()  # blanks at an end would not be seen
+    return value if is_plain else json.dumps(value, ensure_ascii=False)

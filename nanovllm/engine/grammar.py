@@ -47,9 +47,14 @@ class StepMasks:
         self._masks = np.empty((0, (vocab_size + 31) // 32), np.uint32)
 
     def of(self, rules: list[TokenRules | None], grammars: list[TokenGrammar | None]) -> dict[str, np.ndarray]:
-        """Return masks and mask_rows as the kernel takes them; nothing where no row has any. Valid until next asked."""
+        """Return masks and which rows have them as the kernel takes it; nothing where none has any.
+
+        Valid until next asked.
+        """
         bound = [i for i, grammar in enumerate(grammars) if grammar is not None]
-        fixed = list({id(one.mask): one.mask for one in rules if one is not None and one.mask is not None}.values())
+        allowing = [None if one is None else one.mask for one in rules]
+        breaking = [None if one is None else one.breaker_mask for one in rules]
+        fixed = list({id(mask): mask for mask in (*allowing, *breaking) if mask is not None}.values())
         if not bound and not fixed:
             return {}
         masks = self._room(len(bound) + len(fixed))
@@ -57,13 +62,15 @@ class StepMasks:
             grammars[bound[0]].fill([grammars[i] for i in bound], masks[: len(bound)])
         for row, mask in enumerate(fixed, start=len(bound)):
             masks[row] = mask
-        places = {id(mask): row for row, mask in enumerate(fixed, start=len(bound))}
-        mask_rows = np.array([-1 if one is None else places.get(id(one.mask), -1) for one in rules], np.int32)
+        places = {id(None): -1} | {id(mask): row for row, mask in enumerate(fixed, start=len(bound))}
+        mask_rows, breaker_rows = (
+            np.array([places[id(mask)] for mask in of_rows], np.int32) for of_rows in (allowing, breaking)
+        )
         for row, i in enumerate(bound):
             if mask_rows[i] >= 0:
                 masks[row] &= rules[i].mask
             mask_rows[i] = row
-        return {"masks": masks, "mask_rows": mask_rows}
+        return {"masks": masks, "mask_rows": mask_rows, "breaker_rows": breaker_rows}
 
     def _room(self, num_masks: int) -> np.ndarray:
         if len(self._masks) < num_masks:

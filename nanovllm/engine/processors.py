@@ -26,12 +26,14 @@ class TokenRules:
         biases: of `BIAS_DTYPE`.
         bad_words: token sequences of which the last id is banned where the completion ends in the others.
         dry_breakers: by first id, what must follow it to make a sequence breaker; () where it is one by itself.
+        breaker_mask: bits of the ids that are a breaker by themselves, which DRY never penalizes; None: there are none.
     """
 
     mask: np.ndarray | None = None
     biases: np.ndarray = field(default_factory=lambda: np.empty(0, BIAS_DTYPE))
     bad_words: tuple[tuple[int, ...], ...] = ()
     dry_breakers: Mapping[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    breaker_mask: np.ndarray | None = None
 
     def banned_after(self, token_ids: list[int], num_prompt: int) -> list[int]:
         """Return the ids that would complete a bad word; only the completion counts as its beginning."""

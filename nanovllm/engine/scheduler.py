@@ -51,7 +51,10 @@ class Scheduler:
         self.num_preemptions = 0
 
     def add(self, seq: Sequence) -> None:
-        """Queue a new sequence."""
+        """Queue a new sequence; one that forks goes first, since blocks are kept for it."""
+        if seq.fork_of is not None:
+            self.waiting.appendleft(seq)
+            return
         place = self._place(seq) if self.reorder else len(self.waiting)
         for overtaken in islice(self.waiting, place, None):
             overtaken.num_overtaken += 1
@@ -112,12 +115,20 @@ class Scheduler:
                 return
             if seq.num_cached is None:
                 seq.num_cached = cached
+                self._count_fork(seq.fork_of)
             self.waiting.popleft()
             self.running.append(seq)
             count = min(seq.num_tokens - cached, budget)
             step.append(Scheduled(seq, cached, count))
             budget -= count
             self.block_manager.register(seq, cached + count)
+
+    def _count_fork(self, parent: Sequence | None) -> None:
+        """Note that a sequence has forked; after the last one nothing of an ended parent is kept any more."""
+        if parent is not None:
+            parent.num_forks -= 1
+            if parent.num_forks == 0:
+                self.drop_kept(parent)
 
     def _preempt(self, seq: Sequence) -> None:
         self.block_manager.release(seq)
@@ -136,7 +147,7 @@ class Scheduler:
         for part in step:
             part.seq.num_computed = part.start + part.count
             if part.seq.finish_reason is not None:
-                if part.seq.keeps_blocks and part.seq.finish_reason != "error":
+                if part.seq.num_forks and part.seq.finish_reason != "error":
                     self.kept.append(part.seq)
                 else:
                     self.block_manager.release(part.seq)

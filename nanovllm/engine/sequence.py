@@ -31,8 +31,9 @@ class Sequence:
         rules: settings about single tokens, in ids; None without any.
         grammar: what the completion must conform to, with its place in it; None without any.
         nothing_allowed: it ended with an error because its settings left no token to draw.
-        keeps_blocks: its blocks are kept after its end, for sequences that fork from it.
-        fork_of: an ended sequence that keeps its blocks; this one takes over what both begin with, to the token.
+        num_forks: sequences that are still to fork from it; until they have, its blocks are kept after its end.
+        fork_of: a sequence that runs, or has ended and keeps its blocks; this one takes over what both begin with, to
+            the token.
         num_overtaken: how many later arrivals were put before it while it waited.
     """
 
@@ -55,7 +56,7 @@ class Sequence:
     samples_next: bool = True
     prompt_logprobs: list[RowLogprobs] = field(default_factory=list)
     logprobs: list[RowLogprobs] = field(default_factory=list)
-    keeps_blocks: bool = False
+    num_forks: int = 0
     fork_of: Sequence | None = None
     num_overtaken: int = 0
     rules: TokenRules | None = None

@@ -4,8 +4,9 @@ Owns the order of processors and the arithmetic of a draw. Must not know of sequ
 
 Order, as in vLLM: mask of allowed ids, banned ids, n-grams (prompt and completion), biases, repetition penalty (prompt
 and completion, each distinct id once), frequency and presence penalties (completion only), DRY (the newest ids of
-both), then the argmax of a greedy row (lowest id wins a tie), or temperature, top_n_sigma, min_p, top_k, top_p,
-typical_p and the draw. Logits are float32, weights are exp((logit - max) / temperature) in float32, sums are float64.
+both; a sequence breaker loses nothing), then the argmax of a greedy row (lowest id wins a tie), or temperature,
+top_n_sigma, min_p, top_k, top_p, typical_p and the draw. Logits are float32, weights are
+exp((logit - max) / temperature) in float32, sums are float64.
 
 - top_n_sigma drops logits more than so many standard deviations, of all that are not -inf, below the largest.
 - min_p drops weights below min_p times the largest.
@@ -82,6 +83,12 @@ cdef int sample_row(
     return SAMPLE_OK
 
 
+cdef inline const uint32_t* row_mask(const SampleBatch* batch, const int* mask_rows, Py_ssize_t row) noexcept nogil:
+    if mask_rows == NULL or mask_rows[row] < 0:
+        return NULL
+    return batch.masks + mask_rows[row] * ((batch.vocab_size + 31) // 32)
+
+
 cdef void sample_rows(
     const SampleBatch* batch, Py_ssize_t row_begin, Py_ssize_t row_end, const SampleScratch* scratch,
 ) noexcept nogil:
@@ -93,9 +100,8 @@ cdef void sample_rows(
         ids.num_prompt = min(<Py_ssize_t>batch.num_prompt_tokens[row], ids.num_history)
         ids.banned_ids = batch.banned_ids + batch.cu_banned[row]
         ids.num_banned = batch.cu_banned[row + 1] - batch.cu_banned[row]
-        ids.mask = NULL
-        if batch.mask_rows != NULL and batch.mask_rows[row] >= 0:
-            ids.mask = batch.masks + batch.mask_rows[row] * ((batch.vocab_size + 31) // 32)
+        ids.mask = row_mask(batch, batch.mask_rows, row)
+        ids.breakers = row_mask(batch, batch.breaker_rows, row)
         ids.num_biases = 0
         if batch.cu_biases != NULL:
             ids.biases = batch.biases + batch.cu_biases[row]
@@ -152,7 +158,8 @@ def sample(
         token_ids: [num_rows] int32, written; -1 for a failed row.
         status: [num_rows] int32, written; 0, or a key of `STATUS_MESSAGES`.
         **rules: masks, [num_masks, ceil(vocab_size / 32)] uint32 as `pack_mask` makes them; mask_rows, [num_rows]
-            int32, which mask each row has or -1; biases, of `BIAS_DTYPE`, joined; cu_biases, [num_rows + 1] int32.
+            int32, which mask each row has or -1; breaker_rows, the same for the ids that DRY leaves alone; biases, of
+            `BIAS_DTYPE`, joined; cu_biases, [num_rows + 1] int32.
 
     Raises:
         ValueError: shapes or offsets do not fit together.
@@ -170,7 +177,7 @@ def probabilities(
     double typical_p=1.0, double repetition_penalty=1.0, double presence_penalty=0.0, double frequency_penalty=0.0,
     double top_n_sigma=0.0, double dry_multiplier=0.0, double dry_base=1.75, int64_t dry_allowed_length=2,
     int64_t dry_penalty_last_n=-1, int64_t dry_limit=DRY_UNLIMITED, int64_t no_repeat_ngram_size=0,
-    prompt_ids=(), output_ids=(), banned_ids=(), allowed_ids=None, logit_bias=None, str order="vllm",
+    prompt_ids=(), output_ids=(), banned_ids=(), allowed_ids=None, breaker_ids=(), logit_bias=None, str order="vllm",
 ):
     """Return the distribution that a draw with these settings has, as float64 [vocab_size].
 
@@ -182,6 +189,7 @@ def probabilities(
         output_ids: ids of the completion so far.
         banned_ids: ids of probability 0.
         allowed_ids: if not None, all others have probability 0.
+        breaker_ids: ids that DRY leaves alone.
         logit_bias: {id: bias}.
         order: "vllm", or "hf" to measure min_p after top_p, as transformers does.
 
@@ -197,11 +205,12 @@ def probabilities(
     cdef int[::1] banned = np.array([*banned_ids, 0], dtype=np.int32)
     cdef TokenBias[::1] biases = np.array([*(logit_bias or {}).items(), (0, 0.0)], dtype=BIAS_DTYPE)
     cdef uint32_t[::1] mask = pack_mask(() if allowed_ids is None else allowed_ids, logits.shape[0])
+    cdef uint32_t[::1] breakers = pack_mask(breaker_ids, logits.shape[0])
     cdef RowIds ids
     ids.history_ids, ids.num_history, ids.num_prompt = &history[0], history.shape[0] - 1, len(prompt_ids)
     ids.banned_ids, ids.num_banned = &banned[0], banned.shape[0] - 1
     ids.biases, ids.num_biases = &biases[0], biases.shape[0] - 1
-    ids.mask = NULL if allowed_ids is None else &mask[0]
+    ids.mask, ids.breakers = NULL if allowed_ids is None else &mask[0], &breakers[0]
     cdef RowParams params
     cdef Kept kept
     cdef float row_max = 0

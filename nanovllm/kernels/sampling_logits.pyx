@@ -22,7 +22,7 @@ cdef extern from "csrc/sampling_edit.h" nogil:
     void sampling_ban_ngrams(float* logits, const int* history, Py_ssize_t num_history, Py_ssize_t size)
     int sampling_dry(
         float* logits, const int* window, Py_ssize_t num_window, double multiplier, double base,
-        Py_ssize_t allowed_length, Py_ssize_t limit, int* longest)
+        Py_ssize_t allowed_length, Py_ssize_t limit, const uint32_t* breakers, int* longest)
 
 
 # False for NaN. Values that merely mean "off" pass.
@@ -123,7 +123,7 @@ cdef int process_logits(
             window = min(window, <Py_ssize_t>params.dry_penalty_last_n)
         if not sampling_dry(
             logits, ids.history_ids + ids.num_history - window, window, params.dry_multiplier, params.dry_base,
-            <Py_ssize_t>params.dry_allowed_length, <Py_ssize_t>params.dry_limit, scratch.counts,
+            <Py_ssize_t>params.dry_allowed_length, <Py_ssize_t>params.dry_limit, ids.breakers, scratch.counts,
         ):
             return SAMPLE_NO_MEMORY
     row_max[0] = sampling_group_maxima(logits, vocab_size, scratch.group_max, &has_nan)

@@ -47,6 +47,7 @@ def penalize_repetitions(
     allowed_length: int,
     last_n: int = -1,
     limit: int = 2**62,
+    breaker_ids: Sequence[int] = (),
 ) -> np.ndarray:
     """Return the scores after DRY: multiplier * base ** (length - allowed_length) for what prolongs a repetition.
 
@@ -61,7 +62,7 @@ def penalize_repetitions(
         longest[window[at]] = max(longest.get(window[at], 0), min(length, limit))
     scores = scores.copy()
     for token_id, length in longest.items():
-        if length >= allowed_length:
+        if length >= allowed_length and token_id not in breaker_ids:
             scores[token_id] -= multiplier * base ** (length - allowed_length)
     return scores
 
@@ -139,6 +140,7 @@ def probabilities(
     output_ids: Sequence[int] = (),
     banned_ids: Sequence[int] = (),
     allowed_ids: Sequence[int] | None = None,
+    breaker_ids: Sequence[int] = (),
     logit_bias: Mapping[int, float] | None = None,
     order: str = "vllm",
 ) -> np.ndarray:
@@ -155,7 +157,7 @@ def probabilities(
     scores = penalize(scores, prompt_ids, output_ids, repetition_penalty, frequency_penalty, presence_penalty)
     if dry_multiplier > 0:
         scores = penalize_repetitions(
-            scores, history, dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_limit
+            scores, history, dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_limit, breaker_ids
         )
     if temperature < 1e-5:
         return np.eye(1, scores.size, int(np.argmax(scores)))[0]

@@ -18,6 +18,7 @@ cdef struct RowIds:
     const int* banned_ids
     Py_ssize_t num_banned
     const uint32_t* mask      # (ceil(vocab_size / 32)) bits of allowed ids; NULL: all
+    const uint32_t* breakers  # the same bits, of ids that DRY leaves alone; NULL: none
     const TokenBias* biases
     Py_ssize_t num_biases
 

@@ -52,6 +52,7 @@ cdef struct SampleBatch:
     const int* cu_banned           # (num_rows + 1)
     const uint32_t* masks          # (num_masks, ceil(vocab_size / 32))
     const int* mask_rows           # (num_rows) which mask, -1: none; NULL: none for all
+    const int* breaker_rows        # (num_rows) the same, which mask of ids that DRY leaves alone
     const TokenBias* biases        # (cu_biases[num_rows])
     const int* cu_biases           # (num_rows + 1); NULL: none for all
     int* token_ids                 # (num_rows) out; -1 where status is not 0
@@ -61,4 +62,5 @@ cdef struct SampleBatch:
 cdef class SampleStep:
     cdef SampleBatch batch
     cdef list keep
-    cdef set_masks(self, const uint32_t[:, ::1] masks, const int[::1] mask_rows, Py_ssize_t num_rows)
+    cdef const int* mask_rows_of(self, str name, const uint32_t[:, ::1] masks, const int[::1] rows,
+                                 Py_ssize_t num_rows) except? NULL

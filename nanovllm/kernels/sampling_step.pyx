@@ -78,8 +78,8 @@ cdef class SampleStep:
         self, float[:, ::1] logits, const RowParams[::1] params, const int[::1] history_ids,
         const int[::1] cu_history, const int[::1] num_prompt_tokens, const int[::1] banned_ids,
         const int[::1] cu_banned, int[::1] token_ids, int[::1] status, Py_ssize_t max_vocab_size, *,
-        const uint32_t[:, ::1] masks=None, const int[::1] mask_rows=None, const TokenBias[::1] biases=None,
-        const int[::1] cu_biases=None,
+        const uint32_t[:, ::1] masks=None, const int[::1] mask_rows=None, const int[::1] breaker_rows=None,
+        const TokenBias[::1] biases=None, const int[::1] cu_biases=None,
     ):
         cdef Py_ssize_t num_rows = logits.shape[0], i
         if not (params.shape[0] == num_prompt_tokens.shape[0] == num_rows):
@@ -95,10 +95,12 @@ cdef class SampleStep:
                 raise ValueError(f"num_prompt_tokens[{i}] is {num_prompt_tokens[i]}, expected at least 0")
         self.batch.vocab_size = logits.shape[1]
         self.keep = [logits, params, history_ids, cu_history, num_prompt_tokens, banned_ids, cu_banned]
-        self.keep += [token_ids, status, masks, mask_rows, biases, cu_biases]
+        self.keep += [token_ids, status, masks, mask_rows, breaker_rows, biases, cu_biases]
         if num_rows == 0:
             return
-        self.set_masks(masks, mask_rows, num_rows)
+        self.batch.masks = &masks[0, 0] if masks is not None and masks.shape[0] else NULL
+        self.batch.mask_rows = self.mask_rows_of("mask_rows", masks, mask_rows, num_rows)
+        self.batch.breaker_rows = self.mask_rows_of("breaker_rows", masks, breaker_rows, num_rows)
         if cu_biases is not None:
             check_ragged("cu_biases", cu_biases, num_rows, 0 if biases is None else biases.shape[0])
             self.batch.cu_biases = &cu_biases[0]
@@ -110,17 +112,17 @@ cdef class SampleStep:
         self.batch.num_prompt_tokens = &num_prompt_tokens[0]
         self.batch.token_ids, self.batch.status = &token_ids[0], &status[0]
 
-    cdef set_masks(self, const uint32_t[:, ::1] masks, const int[::1] mask_rows, Py_ssize_t num_rows):
+    cdef const int* mask_rows_of(self, str name, const uint32_t[:, ::1] masks, const int[::1] rows,
+                                 Py_ssize_t num_rows) except? NULL:
         cdef Py_ssize_t i, num_masks = 0 if masks is None else masks.shape[0]
         cdef Py_ssize_t num_words = (self.batch.vocab_size + 31) // 32
-        if mask_rows is None:
-            return
-        if mask_rows.shape[0] != num_rows:
-            raise ValueError(f"mask_rows must have {num_rows} entries, like logits")
+        if rows is None:
+            return NULL
+        if rows.shape[0] != num_rows:
+            raise ValueError(f"{name} must have {num_rows} entries, like logits")
         if num_masks > 0 and masks.shape[1] != num_words:
             raise ValueError(f"masks have {masks.shape[1]} words, expected {num_words} for the columns of logits")
         for i in range(num_rows):
-            if mask_rows[i] < -1 or mask_rows[i] >= num_masks:
-                raise ValueError(f"mask_rows[{i}] is {mask_rows[i]}, expected -1 to {num_masks - 1}")
-        self.batch.mask_rows = &mask_rows[0]
-        self.batch.masks = &masks[0, 0] if num_masks > 0 else NULL
+            if rows[i] < -1 or rows[i] >= num_masks:
+                raise ValueError(f"{name}[{i}] is {rows[i]}, expected -1 to {num_masks - 1}")
+        return &rows[0]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from chromium import NAMES, Chromium, find_chromium
-from report_runs import HOSTILE, error_line, evaluation_run, generation_run, judged_line
+from report_runs import HOSTILE, error_line, estimate, evaluation_run, generation_run, judged_line
 
 from jobs.report.page import write_report
 
@@ -226,6 +226,52 @@ def test_texts_stand_out_from_what_is_behind_them(browser, page, scheme):
     )
     assert len(ratios) > 100
     assert min(ratios)[0] >= 4.5, min(ratios)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_choices_of_a_row_are_a_table_with_headers_at_any_width(browser, tmp_path, width):
+    choices = [{"text": text, "logprob": -1.5, "num_tokens": 1, "is_greedy": False} for text in ("red", "blue")]
+    line = judged_line(0, "red", 1, 0, False, choices=choices)
+    browser.open(write_report(evaluation_run(tmp_path / "run", lines=[line], num=1)), "#row-0", width=width)
+    head, cell = (box(browser, f"#row-0 table {name}:nth-child(2)") for name in ("thead th", "tbody td"))
+    assert (head[0], head[2]) == (cell[0], cell[2])
+    assert cell[1] == pytest.approx(head[1] + head[3], abs=2)
+    assert box(browser, "#row-0 table tbody td")[2] >= 110
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_name_of_a_test_or_interval_stands_in_one_line(browser, tmp_path, width):
+    scores = {
+        "task": "generate",
+        "groups": {},
+        "metrics": {"exact_match": estimate(0.5, 0.3, 0.7, 9, higher_is_better=True)},
+    }
+    scores["metrics"]["exact_match"]["method"] = "clustered wilson"
+    folders = [
+        evaluation_run(tmp_path / name, wrong=wrong, scores=scores) for name, wrong in (("a", (1,)), ("b", (2,)))
+    ]
+    browser.open(write_report(*folders), width=width)
+    heights = browser.evaluate("[...document.querySelectorAll('td.word')].map(e => e.closest('tr').offsetHeight)")
+    assert len(heights) == 2
+    assert max(heights) < 45
+
+
+def test_a_long_prompt_with_examples_is_shown_by_its_end(browser, tmp_path):
+    scores = {
+        "task": "generate",
+        "groups": {},
+        "metrics": {"exact_match": estimate(0.5, 0.3, 0.7, 9, higher_is_better=True)},
+    }
+    scores["eval"] = {"few_shot": {"num": 40}}
+    folders = []
+    for name in "ab":
+        line = judged_line(0, "x", "y", "x", name == "a", prompt="Q: one\nA: 1\n\n" * 40 + "Q: two\nA:")
+        folders.append(evaluation_run(tmp_path / name, lines=[line], scores=scores))
+    browser.open(write_report(*folders))
+    frame = box(browser, "#pair-0 pre")
+    text = box(browser, "#pair-0 pre span")
+    assert text[3] > 5 * frame[3]
+    assert text[1] + text[3] <= frame[1] + frame[3]
 
 
 def test_a_generation_run_has_a_page_too(browser, tmp_path):

@@ -28,6 +28,7 @@ SETTINGS = [
     {"dry_multiplier": 0.5, "dry_limit": 3},
     {"dry_multiplier": 0.5, "dry_limit": 1},
     {"dry_multiplier": 0.5, "dry_penalty_last_n": 0},
+    {"dry_multiplier": 0.8, "breaker_ids": [1, 3]},
     {"logit_bias": {0: -100.0, 3: 2.5, 4: -1.25}},
     {"allowed_ids": [0, 2, 4]},
     {"allowed_ids": [1, 3], "logit_bias": {0: 100.0}, "temperature": 0.0},
@@ -166,6 +167,17 @@ def test_dry_by_hand():
     assert found[4:6] == [0, -0.5]
 
 
+def test_dry_leaves_sequence_breakers_alone():
+    # As in llama.cpp: 4 and 5 would both prolong a repetition; one of them is a breaker.
+    history = [1, 2, 3, 4, 2, 3, 5, 1, 2, 3]
+    rules = {"masks": np.array([[1 << 5 | 1 << 1], [1 << 4]], np.uint32), "breaker_rows": np.array([0], np.int32)}
+    scores, _ = greedy_scores([0.0] * 8, history, rules=rules, dry_multiplier=0.5, dry_base=2.0)
+    assert scores == [0, 0, 0, 0, -1.0, 0, 0, 0]
+    rules["breaker_rows"][0] = 1
+    scores, _ = greedy_scores([0.0] * 8, history, rules=rules, dry_multiplier=0.5, dry_base=2.0)
+    assert scores == [0, 0, 0, 0, 0, -0.5, 0, 0]
+
+
 def test_dry_sees_a_repetition_that_overlaps_itself():
     # 3 3 3 3: the ids before the last 3 repeat a run of three.
     scores, _ = greedy_scores([0.0] * 5, [3, 3, 3, 3], dry_multiplier=1.0, dry_base=3.0, dry_allowed_length=1)
@@ -275,6 +287,7 @@ def test_rules_of_a_row_do_not_touch_its_neighbours():
         ({"mask_rows": [0, 0]}, "mask_rows must have 1 entries"),
         ({"mask_rows": [1], "masks": [[0]]}, r"mask_rows\[0\] is 1, expected -1 to 0"),
         ({"mask_rows": [0]}, r"mask_rows\[0\] is 0, expected -1 to -1"),
+        ({"breaker_rows": [0]}, r"breaker_rows\[0\] is 0, expected -1 to -1"),
         ({"mask_rows": [0], "masks": [[0, 0]]}, "masks have 2 words, expected 1"),
         ({"cu_biases": [0, 1]}, "cu_biases must have 2 entries from 0 to 0"),
         ({"cu_biases": [0]}, "cu_biases must have 2 entries"),

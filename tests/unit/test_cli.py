@@ -220,6 +220,14 @@ def test_a_reader_that_leaves_is_no_failure():
     assert (child.wait(), err) == (0, b"")
 
 
+def test_a_full_disk_under_stdout_is_one_sentence():
+    code = "import sys, jobs.cli; sys.exit(jobs.cli.main(['completion', 'bash']))"
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "nanovllm completion: the output cannot be written: No space left on device\n"
+
+
 def test_closed_streams_end_in_the_exit_code():
     code = "import sys, jobs.cli; sys.exit(jobs.cli.main(['run', 'no-such-job.yaml']))"
     done = subprocess.run(["sh", "-c", f'exec "$0" -c "{code}" >&- 2>&-', sys.executable], check=False)

@@ -3,8 +3,10 @@
 import pytest
 
 from nanovllm.config import EngineConfig
-from nanovllm.engine.limits import Limits, block_bytes, decide_limits
+from nanovllm.engine.limits import Limits, block_bytes, decide_limits, resolve_dtype
 from nanovllm.errors import ConfigError, MemoryBudgetError
+from nanovllm.info import machine_info
+from nanovllm.kernels import isa
 from nanovllm.models import load_spec
 
 MIB = 1 << 20
@@ -108,3 +110,21 @@ def test_the_free_memory_of_the_machine_is_what_counts(make_engine, monkeypatch)
     assert make_engine(CASE).limits.num_blocks == 5
     with pytest.raises(MemoryBudgetError, match="lower kv_cache_memory or free memory"):
         make_engine(CASE, kv_cache_memory="3MiB")
+
+
+@pytest.mark.parametrize(
+    ("has_units", "settings", "dtype"),
+    [
+        (True, {}, "bfloat16"),
+        (False, {}, "float32"),
+        (True, {"gemm": "blas"}, "float32"),
+        (True, {"dtype": "float32"}, "float32"),
+        (False, {"dtype": "bfloat16"}, "bfloat16"),
+        (True, {"dtype": "int8"}, "int8"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it(monkeypatch, has_units, settings, dtype):
+    monkeypatch.setattr(isa, "has_bf16_units", lambda: has_units)
+    assert resolve_dtype(EngineConfig.from_dict(settings)) == dtype
+    if not settings:
+        assert machine_info()["dtype_auto"] == dtype

@@ -89,6 +89,16 @@ def test_pass_and_maj_at_k(shop):
     }  # fmt: skip
 
 
+def test_a_vote_of_the_first_samples_is_as_good_as_the_first_scorer_says(shop, monkeypatch):
+    (shop.folder / "far_off.py").write_text("def distance(text, target):\n    return abs(len(text) - len(target))\n")
+    monkeypatch.syspath_prepend(str(shop.folder))
+    scorers = ", allow_code: true, scorers: [{python: {function: 'far_off:distance', higher_is_better: false}}]"
+    llm = EvalLLM({"one": ["444", "444", "4", "4"]})
+    assert shop.run(TEXT % (SAMPLED, scorers + ", maj_at_k: [3]"), [{"q": "one", "a": "4"}], llm) == 0
+    metric = shop.scores()["metrics"]["maj@3"]
+    assert (metric["value"], metric["higher_is_better"]) == (2.0, False)
+
+
 def test_a_row_with_fewer_samples_than_are_counted_is_an_error_row(shop):
     rows = [{"q": "one", "a": "4", "sampling": {"n": 2}}]
     assert shop.run(TEXT % (SAMPLED, ", pass_at_k: 3"), rows) == 3
@@ -106,7 +116,7 @@ def test_groups_have_scores_of_their_own_and_cluster_the_error(shop):
     assert [line["group"] for line in shop.lines()] == ["a", "b", "a", "a"]
     # of independent rows (1/4) / 4, and 1 / 4^2 for each of the six pairs within a, whose errors are 1/4 and 1/4
     assert scores["metrics"]["exact_match"]["stderr"] == pytest.approx((1 / 16 + 6 / 16 / 16) ** 0.5)
-    assert scores["metrics"]["exact_match"]["method"] == "clustered"
+    assert scores["metrics"]["exact_match"]["method"] == "clustered wilson"
 
 
 def test_error_rows_count_as_wrong_and_keep_their_group(shop):
@@ -178,3 +188,42 @@ def test_bleu_is_that_of_the_whole_corpus(shop):
     assert shop.values()["bleu"] == pytest.approx(expected)
     assert shop.values()["bleu"] != pytest.approx(sum(line["scores"]["bleu"] for line in shop.lines()) / 3)
     assert shop.scores()["metrics"]["bleu"]["method"] == "bootstrap"
+
+
+CATS = ["the cat sat on the mat today", "the cat lay on the mat today", "the cat lay on the mat today"]
+DOGS = ["a dog ran over there", "a dog ran over there", "a dog ran over to us"]
+ANIMALS = [{"q": "one", "a": "the cat sat on a mat today"}, {"q": "two", "a": "a dog ran over to us"}]
+
+
+def corpus_bleu(*pairs):
+    import sacrebleu
+
+    return pytest.approx(sacrebleu.corpus_bleu([text for text, _ in pairs], [[row["a"] for _, row in pairs]]).score)
+
+
+def test_bleu_is_that_of_the_voted_answers_or_of_all_samples(shop):
+    pytest.importorskip("sacrebleu", reason="sacrebleu is not installed (extra metrics)")
+    llm, cat, dog = EvalLLM({"one": CATS, "two": DOGS}), *ANIMALS
+    sampling = "sampling: {n: 3, temperature: 0.8}\n"
+    assert shop.run(TEXT % (sampling, ", scorers: [bleu], vote: majority"), ANIMALS, llm) == 0
+    assert shop.values()["bleu"] == corpus_bleu((CATS[1], cat), (DOGS[0], dog))
+    assert shop.run(TEXT % (sampling, ", scorers: [bleu]"), ANIMALS, llm) == 0
+    assert shop.values()["bleu"] == corpus_bleu(*((text, cat) for text in CATS), *((text, dog) for text in DOGS))
+    assert shop.scores()["metrics"]["bleu"]["n"] == 2
+
+
+def test_bleu_of_groups_is_of_the_same_kind_and_clusters_its_error(shop):
+    pytest.importorskip("sacrebleu", reason="sacrebleu is not installed (extra metrics)")
+    answers = {"one": CATS[0], "two": DOGS[0], "six": CATS[1]}
+    cat, dog = ANIMALS
+    rows = [{**cat, "kind": "cat"}, {**dog, "kind": "dog"}, {**cat, "q": "six", "kind": "cat"}]
+    assert shop.run(TEXT % ("", ", scorers: [bleu], group: kind"), rows, EvalLLM(answers)) == 0
+    groups = {group: metrics["bleu"] for group, metrics in shop.scores()["groups"].items()}
+    assert groups["cat"]["value"] == corpus_bleu((CATS[0], cat), (CATS[1], cat))
+    assert (groups["cat"]["n"], groups["dog"]["n"], groups["dog"]["method"]) == (2, 1, "none")
+    clustered = shop.scores()["metrics"]["bleu"]
+    assert shop.run(TEXT % ("", ", scorers: [bleu]"), rows, EvalLLM(answers)) == 0
+    assert shop.values()["bleu"] == clustered["value"]
+    assert clustered["stderr"] != shop.scores()["metrics"]["bleu"]["stderr"]
+    # whole groups are drawn: the ends are those of one group twice
+    assert [clustered["low"], clustered["high"]] == sorted(one["value"] for one in groups.values())

@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 from eval_shop import EvalLLM, EvalShop
+
+from jobs.job_file import load_job
+from jobs.run import run_job
 
 
 @pytest.fixture
@@ -91,6 +95,18 @@ def test_perplexity_files(shop):
     assert samples[0]["word_perplexity"] == [-8.0, 2]
     assert samples[0]["bits_per_byte"] == [-8.0, 4]
     assert results["configs"]["job"]["output_type"] == "loglikelihood_rolling"
+
+
+def test_the_target_of_a_text_is_the_text_or_the_name_of_its_file(shop):
+    text = 'prompt: {template: "<{{ x }}>", chat: false}\neval: {task: perplexity, format: lm_eval}\n'
+    assert shop.run(text, [{"x": "ab"}]) == 0
+    assert files(shop)[3][0]["target"] == "<ab>"
+    shutil.rmtree(shop.out)
+    (shop.folder / "book.txt").write_text("ab c")
+    text = "model: fake\ninput: book.txt\noutput: run\nprogress: none\n"
+    (shop.folder / "job.yaml").write_text(text + "eval: {task: perplexity, whole_file: true, format: lm_eval}\n")
+    assert run_job(load_job(shop.folder / "job.yaml"), lambda job: EvalLLM()) == 0
+    assert files(shop)[3][0]["target"] == str(shop.folder / "book.txt")
 
 
 def test_without_the_format_there_are_no_such_files(shop):

@@ -5,8 +5,10 @@ import math
 import pytest
 from eval_shop import EvalLLM, EvalShop
 
+from jobs.evaluation.comparison import compare_runs
 from jobs.job_file import load_job
 from jobs.run import run_job
+from nanovllm import PerplexityOutput, ScoredRequest
 
 
 @pytest.fixture
@@ -35,6 +37,27 @@ def test_an_error_row_is_in_no_perplexity(shop):
     assert shop.run("eval: {task: perplexity}\n", [{"prompt": "ab"}, {"prompt": ""}, {"p": 1}]) == 3
     assert shop.values()["token_perplexity"] == pytest.approx(math.exp(2))
     assert shop.scores()["rows"] == {"total": 3, "scored": 1, "errors": 2, "skipped": 0}
+
+
+class IdsLLM(EvalLLM):
+    """Scores token ids too: -5 for each but the first."""
+
+    def _score(self, request):
+        if isinstance(request.prompt, str):
+            return super()._score(request)
+        return ScoredRequest(request, [], PerplexityOutput([-5.0] * (len(request.prompt["prompt_token_ids"]) - 1)))
+
+
+def test_a_text_of_token_ids_counts_for_tokens_alone(shop):
+    rows = [{"prompt": "abcd"}, {"prompt_token_ids": [1, 2, 3, 4, 5]}]
+    assert shop.run("eval: {task: perplexity}\n", rows, IdsLLM()) == 0
+    assert shop.values()["token_perplexity"] == pytest.approx(math.exp((8 + 20) / 8))
+    assert shop.values()["byte_perplexity"] == pytest.approx(math.exp(2))
+    assert {name: values["n"] for name, values in shop.scores()["metrics"].items()} == {
+        "token_perplexity": 2, "word_perplexity": 1, "byte_perplexity": 1, "bits_per_byte": 1,
+    }  # fmt: skip
+    found = {one.metric.name: one for one in compare_runs(shop.out, shop.out).metrics}
+    assert (found["token_perplexity"].difference.n, found["bits_per_byte"].difference.n) == (2, 1)
 
 
 def test_a_whole_file_is_one_text(shop):

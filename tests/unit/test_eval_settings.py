@@ -1,5 +1,7 @@
 """The `eval:` section: all that can be refused is refused before the model, by line, key and cure."""
 
+import re
+
 import pytest
 from eval_shop import EvalShop
 
@@ -53,6 +55,11 @@ def refusal(shop, text, lead=LEAD):
         (GENERATE + ", strip_thinking: [x]}", "eval.strip_thinking is ['x'], expected true, false"),
         (GENERATE + ", vote: most}", "eval.vote is 'most', expected one of majority"),
         (GENERATE + ", pass_at_k: [5]}", "eval.pass_at_k: 5 samples are asked for"),
+        (
+            "sampling: {n: 2, temperature: 1}\n" + GENERATE + ", pass_at_k: [2], scorers: [bleu, exact_match]}",
+            "line 7: eval.pass_at_k counts answers to which the first scorer gives 1, and the first is 'bleu'",
+        ),
+        ("eval: {task: rank, choices: '{% if a %}b{% endif %}', target: a}", "expected a column's name, or a list"),
         (GENERATE + ", maj_at_k: [0]}", "eval.maj_at_k is 0, expected a list of numbers"),
         (GENERATE + ", gate: {}}", "eval.gate is {}, expected metrics with conditions"),
         ("eval:\n  task: generate\n  target: a\n  gate: {exact_macth: '>= 1'}", "line 9: eval.gate: there will be"),
@@ -113,6 +120,6 @@ def test_a_gate_on_an_earlier_run_is_looked_at_before_the_model(shop):
     text = GENERATE + ", gate: {no_worse_than: {run: %s, metric: exact_match}}}"
     assert "eval.gate.no_worse_than.run: there is no directory 'nowhere'" in refusal(shop, text % "nowhere")
     (shop.folder / "empty").mkdir()
-    assert "is not the directory of an evaluation" in refusal(shop, text % "empty")
+    assert re.search("no_worse_than.run: .*empty is not the directory of an evaluation", refusal(shop, text % "empty"))
     text = GENERATE + ", gate: {no_worse_than: [{run: x, metric: exact_macth}]}}"
     assert "there will be no metric 'exact_macth': did you mean 'exact_match'?" in refusal(shop, text)

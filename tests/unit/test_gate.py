@@ -40,6 +40,30 @@ def judge(mapping, run=None, values=None, folders=()):
     return Gate.from_settings(*place).check(values or scores(), run)
 
 
+def test_another_confidence_of_a_clustered_share():
+    # 13 of 24 with the error of 12 independent rows
+    share = {"value": 13 / 24, "stderr": 0.14383, "low": 0.289, "high": 0.776, "n": 24, "method": "clustered wilson"}
+    values = scores(exact_match={**share, "higher_is_better": True})
+    (verdict,) = judge({"exact_match": {"bound": ">= 0.3", "confidence": 0.9}}, values=values)
+    assert "between 0.3202 and 0.7479" in verdict.sentence
+
+
+@pytest.mark.parametrize(("confidence", "holds"), [(0.9, True), (0.95, True), (0.99, False)])
+def test_groups_that_are_all_right_are_no_certainty(confidence, holds):
+    all_right = {
+        "value": 1.0,
+        "stderr": 0.0,
+        "low": 0.6456695649333125,
+        "high": 1.0,
+        "n": 21,
+        "method": "clustered wilson",
+    }
+    values = scores(exact_match={**all_right, "higher_is_better": True})
+    (verdict,) = judge({"exact_match": {"bound": ">= 0.6", "confidence": confidence}}, values=values)
+    assert verdict.holds is holds
+    assert not judge({"exact_match": {"bound": ">= 0.7", "confidence": confidence}}, values=values)[0].holds
+
+
 @pytest.mark.parametrize(
     ("condition", "holds"),
     [

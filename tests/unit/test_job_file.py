@@ -129,6 +129,15 @@ def test_a_deadline_is_a_length_of_time(load, text, seconds):
     assert load(f"limits: {{deadline: {text}}}").limits.deadline == seconds
 
 
+def test_token_ids_are_asked_for_by_a_key(load):
+    assert (load("return_token_ids: true").return_token_ids, load("").return_token_ids) == (True, False)
+    assert "line 3: return_token_ids is 'yes', expected true or false: write true or false" in refusal(
+        load, "return_token_ids: yes"
+    )
+    scored = "return_token_ids: true\neval: {task: multiple_choice, choices: c, target: t}"
+    assert "line 3: return_token_ids: the task multiple_choice generates nothing" in refusal(load, scored)
+
+
 def test_a_shard_has_a_folder_of_its_own(load):
     job = load("shard: 3/4\noutput: out/x")
     assert (job.shard, job.output.name) == (Shard(3, 4), "x-3-of-4")

@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 import yaml
 from fake_llm import FakeLLM
+from mutations import mutate_text, mutate_value
 
 import jobs.cli
 import nanovllm
@@ -29,6 +30,7 @@ SEEDS = [
     {
         "model": "m", "input": ["in.jsonl", "more.csv"], "output": "{name}-{date}", "progress": "plain", "limit": 3,
         "shard": "0/2", "restart": True, "input_format": "auto", "served_model_name": ["a", "b"],
+        "return_token_ids": True,
         "sampling": {"top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "ignore_eos": False},
     },
     {
@@ -47,56 +49,19 @@ VALUES = [
     "é\u2028", [], [[]], [None], ["a", 1], {}, {"a": {}}, {"": 1}, {"__class__": 1}, "in.jsonl", "*.nothing",
     "in.jsonl\0",
 ]  # fmt: skip
+NEW_KEYS = ["eval", "sampling", "n", "deadline", "seed", "chat", "x"]
 SNIPPETS = ["\t", ": ", "- ", "{", "}", "[", "]", "'", '"', "&a ", "*a", "!!python/object:os.system ", "!x ", "|\n",
             ">\n", "# ", "---\n", "...\n", "%YAML 9.9\n", "<<: *a\n", "? ", "\0", "\u2028", "\x85", "\ufeff",
             "  "]  # fmt: skip
 
 
-def mutate_value(value, rng):
-    """Replace, remove, rename, add or move something somewhere inside."""
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = rng.choice(list(value))
-        kind = rng.randrange(8)
-        if kind == 0:
-            del value[key]
-        elif kind == 1:
-            value[key + rng.choice("xs_ ")] = value.pop(key)
-        elif kind == 2:
-            value[rng.choice(["eval", "sampling", "n", "deadline", "seed", "chat", "x"])] = copy.deepcopy(
-                rng.choice(VALUES)
-            )
-        else:
-            value[key] = mutate_value(value[key], rng)
-        return value
-    if isinstance(value, list) and value and rng.random() < 0.7:
-        place = rng.randrange(len(value))
-        value[place] = mutate_value(value[place], rng)
-        return value
-    return copy.deepcopy(rng.choice(VALUES))
-
-
-def mutate_text(text, rng):
-    """Damage the file: cut, insert, overwrite, or give a line twice."""
-    place = rng.randrange(len(text) + 1)
-    kind = rng.randrange(4)
-    if kind == 0:
-        return text[:place]
-    if kind == 1:
-        return text[:place] + rng.choice(SNIPPETS) + text[place:]
-    if kind == 2:
-        return text[:place] + chr(rng.randrange(256)) + text[place + 1 :]
-    lines = text.splitlines(keepends=True)
-    line = rng.randrange(len(lines))
-    return "".join(lines[: line + 1] + lines[line:])
-
-
 def mutated_file(rng):
     value = copy.deepcopy(rng.choice(SEEDS))
     for _ in range(rng.choice([0, 1, 1, 2])):
-        value = mutate_value(value, rng)
+        value = mutate_value(value, rng, VALUES, NEW_KEYS)
     text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False, default_flow_style=rng.choice([None, False]))
     for _ in range(rng.choice([0, 0, 1, 2])):
-        text = mutate_text(text, rng) or "\n"
+        text = mutate_text(text, rng, SNIPPETS) or "\n"
     data = text.encode("utf-8")
     return data if rng.random() < 0.97 else data[: len(data) // 2] + b"\xff\xfe" + data[len(data) // 2 :]
 

@@ -31,7 +31,7 @@ def test_rows_come_in_the_order_of_their_indexes(tmp_path):
     journal = Journal(tmp_path / "j")
     journal.append(2, "r:c", {}, ["C"])
     journal.append(0, "r:a", {}, ["A1", "A2"])
-    assert [lines for _, lines in journal.ordered()] == [[b"A1\n", b"A2\n"], [b"C\n"]]
+    assert [lines for _, lines in journal.ordered(journal.order())] == [[b"A1\n", b"A2\n"], [b"C\n"]]
     journal.close()
 
 
@@ -43,9 +43,9 @@ def test_entries_are_found_by_key_after_a_start(path):
     assert journal.find("r:c").head["note"] == "é"
     assert journal.find("r:d") is None
     assert [entry.head["key"] for entry in journal.unfound()] == ["r:b"]
-    assert list(journal.ordered()) == []  # what nobody kept is not part of this run
-    journal.keep(7, entry)
-    assert [lines for _, lines in journal.ordered()] == [[b'{"id": "a"}\n', '{"id": "ä"}\n'.encode()]]
+    assert list(journal.ordered(journal.order())) == []  # what nobody kept is not part of this run
+    journal.keep(entry)
+    assert [lines for _, lines in journal.ordered(journal.order())] == [[b'{"id": "a"}\n', '{"id": "ä"}\n'.encode()]]
     journal.close()
 
 
@@ -55,6 +55,25 @@ def test_the_newest_entry_of_a_key_counts(path):
     journal.close()
     journal = Journal(path)
     assert journal.lines(journal.find("r:a")) == ["new"]
+    journal.close()
+
+
+def test_what_is_kept_and_what_is_new_come_in_one_order(path):
+    journal = Journal(path)
+    journal.keep(journal.find("r:c"))  # row 2
+    journal.append(0, "r:z", {}, ["Z1", "Z2"])
+    journal.append(4, "r:y", {}, ["Y"])
+    journal.keep(journal.find("r:b"))  # row 1
+    order = [lines for _, lines in journal.ordered(journal.order())]
+    assert order == [[b"Z1\n", b"Z2\n"], [b'{"id": "b"}\n'], [b'{"id": "c"}\n'], [b"Y\n"]]
+    journal.close()
+
+
+def test_a_row_that_is_done_again_replaces_its_earlier_entry(path):
+    journal = Journal(path)
+    journal.find("r:a")
+    journal.append(0, "r:a", {}, ["new"])
+    assert [lines for _, lines in journal.ordered(journal.order())] == [[b"new\n"]]
     journal.close()
 
 

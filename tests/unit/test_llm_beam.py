@@ -1,5 +1,7 @@
 """Beam search against exhaustive search and a plain search over whole distributions; ends, penalties, refusals."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -109,8 +111,12 @@ def test_a_refused_prompt_fails_alone(make_llm):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"width": 0}, {"width": 501}, {"max_tokens": True}, {"length_penalty": "1"}, {"early_stopping": 1}]
-)
+    "settings",
+    [
+        {"width": 0}, {"width": 501}, {"max_tokens": True}, {"length_penalty": "1"}, {"early_stopping": 1},
+        {"length_penalty": math.nan}, {"length_penalty": -1e308}, {"length_penalty": 10**400},
+    ],
+)  # fmt: skip
 def test_wrong_settings_are_refused_at_once(make_llm, settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         make_llm().beam_search(PROMPT, use_tqdm=False, **settings)

@@ -201,9 +201,9 @@ def test_stop_strings_do_not_count_before_min_tokens(make_llm, recorded, decode)
     assert answer.text == whole[: whole.index(" fin", 5)]  # the second time it comes
     answer = complete(make_llm(), recorded[0]["ids"], ignore_eos=True, stop=" one", min_tokens=4)
     assert (answer.stop_reason, answer.text) == (" one", "\ufffd fin L to\ufffd")
-    # Begun before, completed after: what came before min_tokens does not count.
+    # Begun before, completed after: it counts when it is complete.
     answer = complete(make_llm(), recorded[0]["ids"], ignore_eos=True, stop="L to\ufffd one", min_tokens=4)
-    assert answer.text == whole
+    assert answer.text == "\ufffd fin "
 
 
 # ---- the text side alone
@@ -256,7 +256,8 @@ def test_a_stop_string_counts_from_the_token_after_min_tokens():
     pieces = ["a", "b", "c", "b", "d"]
     assert push_all(pieces, stop=["b"], min_tokens=1)[:3] == ("a", "b", 2)
     assert push_all(pieces, stop=["b"], min_tokens=2)[:3] == ("abc", "b", 4)
-    assert push_all(pieces, stop=["bc"], min_tokens=2)[:2] == ("abcbd", None)
+    assert push_all(pieces, stop=["bc"], min_tokens=2)[:3] == ("a", "bc", 3)
+    assert push_all(pieces, stop=["bc"], min_tokens=3)[:2] == ("abcbd", None)
 
 
 def test_what_was_held_back_is_shown_at_the_end():

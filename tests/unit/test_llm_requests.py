@@ -195,6 +195,14 @@ def test_a_window_must_hold_a_request(llm):
             next(llm.generate_iter(requests(1), window=window))
 
 
+def test_settings_of_another_type_are_an_error_of_that_request(llm):
+    given = [Request([5], {"temperature": 0}, "dict"), Request([5], {}, "empty"), Request([5], greedy(), "right")]
+    outputs = {output.request_id: output for output in llm.generate_iter(given)}
+    assert outputs["dict"].error.code == outputs["empty"].error.code == "invalid_sampling"
+    assert "sampling_params: expected SamplingParams, found dict" in str(outputs["dict"].error)
+    assert outputs["right"].error is None
+
+
 def test_refused_requests_count_too(llm):
     pulled = []
 

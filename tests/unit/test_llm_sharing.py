@@ -1,8 +1,12 @@
 """Work done once for several requests: equal requests in flight, shared prompts, samples; adding and cancelling."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nanovllm import Request, SamplingParams
+from nanovllm import LLM, Request, SamplingParams, dispatcher
+from nanovllm.engine.limits import block_bytes
+from nanovllm.models import load_spec
 
 SHARED = [(7 * i) % 400 + 3 for i in range(512)]
 PROMPT = [5, 6, 7, 8, 9]
@@ -136,6 +140,72 @@ def test_samples_share_their_prompt(llm):
     assert len({tuple(ids) for ids in ids_of(output)}) == 5
 
 
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("max_tokens", [1, 4])
+def test_samples_share_less_than_a_block_and_do_without_the_prefix_cache(make_llm, caching, max_tokens):
+    llm = make_llm(enable_prefix_caching=caching)
+    llm.generate([SHARED[:60]], sampled(n=5, seed=7, max_tokens=max_tokens), use_tqdm=False)
+    assert llm.stats()["computed_tokens"] == 60 + 4 * 1 + 5 * (max_tokens - 1)
+    assert not llm.engine.scheduler.kept
+    llm.engine.block_manager.check([])
+
+
+@given(
+    samples=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 6), st.integers(1, 12)), min_size=1, max_size=4),
+    num_blocks=st.integers(3, 9),
+    max_num_seqs=st.integers(1, 5),
+    chunk=st.sampled_from([5, 32, 64]),
+    caching=st.booleans(),
+)
+@settings(max_examples=25)
+def test_samples_that_fork_are_those_that_compute_their_prompt(
+    models_dir, samples, num_blocks, max_num_seqs, chunk, caching
+):
+    size = block_bytes(load_spec(models_dir / "llama-f32"))
+    llm = LLM(
+        models_dir / "llama-f32", dtype="float32", threads=1, max_model_len=96, max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=chunk, kv_cache_memory=num_blocks * size, enable_prefix_caching=caching,
+    )  # fmt: skip
+    prompts = [SHARED[:length] for length, _, _ in samples]
+    params = [sampled(n=n, seed=i, max_tokens=most, logprobs=0) for i, (_, n, most) in enumerate(samples)]
+    forked = llm.generate(prompts, params, use_tqdm=False)
+    llm.engine.block_manager.check([])
+    assert not llm.engine.scheduler.kept and not llm.engine.has_unfinished
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatcher, "FORK_TOKENS", 1000)
+        for output, prompt, one in zip(forked, prompts, params, strict=True):
+            assert output.outputs == llm.generate([prompt], one, use_tqdm=False)[0].outputs
+
+
+def test_cancelling_before_the_samples_fork_ends_them_all(make_llm):
+    llm = make_llm(max_num_batched_tokens=16)
+
+    def source():
+        yield Request(SHARED[:90], sampled(n=4), "many")
+        yield None  # a step: 16 of 90 tokens
+        assert (llm.stats()["running"], llm.stats()["waiting"]) == (1, 0)
+        assert llm.cancel("many") == 1
+
+    (output,) = llm.generate_iter(source())
+    assert [(one.finish_reason, one.token_ids, one.text) for one in output.outputs] == [("abort", [], "")] * 4
+    assert not llm.engine.has_unfinished and not llm.dispatcher.states
+    llm.engine.block_manager.check([])
+
+
+def test_the_samples_of_a_request_count_in_the_window(make_llm):
+    pulled = []
+
+    def source():
+        for i in range(20):
+            pulled.append(i)
+            yield Request([i + 3, 7, 9], sampled(n=8), str(i))
+
+    iterator = make_llm(max_num_seqs=4).generate_iter(source())
+    next(iterator)
+    assert len(pulled) <= 3  # of two requests in flight, the first may have gone
+    assert len(list(iterator)) == 19
+
+
 # ---- adding and cancelling
 
 
@@ -176,3 +246,62 @@ def test_cancelling_one_of_two_equal_requests_leaves_the_other(llm):
     assert (outputs["a"].finish_reason, outputs["b"].finish_reason) == ("abort", "length")
     assert outputs["b"].token_ids[:6] == outputs["a"].token_ids
     assert len(outputs["b"].token_ids) == 20
+
+
+# ---- text as it comes
+
+
+def test_text_comes_in_pieces_while_requests_run(llm):
+    heard, pieces = [], {}
+
+    def hear(name):
+        def on_text(index, piece):
+            heard.append(name)
+            pieces.setdefault((name, index), []).append(piece)
+
+        return on_text
+
+    requests = [
+        Request(PROMPT, sampled(n=2, seed=1, max_tokens=20), "a", on_text=hear("a")),
+        Request([3, 4], greedy(max_tokens=20), "b", on_text=hear("b")),
+        Request([3, 4], greedy(max_tokens=20), "equal", on_text=hear("equal")),
+        Request([3, 4], greedy(max_tokens=20), "silent"),
+        Request([], greedy(), "refused", on_text=hear("refused")),
+    ]
+    outputs = {output.request_id: output for output in llm.generate_iter(requests)}
+    assert llm.stats()["deduplicated"] == 2
+    for name, count in (("a", 2), ("b", 1), ("equal", 1)):
+        for one in outputs[name].outputs:
+            assert len(pieces[name, one.index]) > 5
+            assert "".join(pieces[name, one.index]) == one.text
+        assert len(outputs[name].outputs) == count
+    assert set(heard) == {"a", "b", "equal"}
+    assert heard.index("b") < len(heard) - 1 - heard[::-1].index("a")  # in turns
+
+
+def test_no_piece_holds_what_a_stop_string_takes_away(llm):
+    whole = llm.generate([PROMPT], greedy(max_tokens=12), use_tqdm=False)[0].outputs[0].text
+    stop, pieces = whole[4:7], []
+    request = Request(PROMPT, greedy(max_tokens=12, stop=stop), on_text=lambda index, piece: pieces.append(piece))
+    (output,) = llm.generate_iter([request])
+    assert "".join(pieces) == output.outputs[0].text == whole[: whole.index(stop)]
+
+
+def test_a_failing_listener_ends_its_iterator_and_nothing_else(llm):
+    alone = ids_of(llm.generate([[3, 4]], greedy(max_tokens=9), use_tqdm=False)[0])
+
+    def fail(index, piece):
+        raise OSError("nobody listens")
+
+    other = llm.generate_iter([Request([5], greedy(max_tokens=1), "x"), Request([3, 4], greedy(max_tokens=9), "y")])
+    next(other)
+    with pytest.raises(OSError, match="nobody listens"):
+        list(llm.generate_iter([Request(PROMPT, greedy(), on_text=fail)]))
+    (output,) = other
+    assert ids_of(output) == alone
+
+
+def test_a_listener_may_cancel(llm):
+    request = Request(PROMPT, greedy(max_tokens=30), "x", on_text=lambda index, piece: llm.cancel("x"))
+    (output,) = llm.generate_iter([request])
+    assert (output.outputs[0].finish_reason, len(output.outputs[0].token_ids) < 30) == ("abort", True)

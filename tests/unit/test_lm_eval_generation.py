@@ -69,6 +69,8 @@ def test_sampling_settings_pass_and_settings_without_effect_are_left_out():
 @pytest.mark.parametrize(
     "given, message",
     [
+        ({"max_gen_toks": "many"}, "max_tokens is 'many'"),
+        ({"max_gen_toks": 2.5}, "max_tokens is 2.5"),
         ({"num_beams": 4}, "num_beams: expected 1, found 4"),
         ({"max_length": 100}, "give max_gen_toks instead"),
         ({"until": [1]}, r"until: expected a string or a list of strings, found \[1\]"),

@@ -53,7 +53,8 @@ def test_a_chat_is_answered_in_full(tmp_path):
             "stop_reason": None,
         }
     ]
-    assert body["usage"] == {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
+    usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
+    assert body["usage"] == {**usage, "prompt_tokens_details": {"cached_tokens": 0}}
     parsed = types.ChatCompletion.model_validate(body)
     assert parsed.choices[0].message.content == "cba"
     assert (manifest["counts"]["rows"], manifest["counts"]["ok"], manifest["counts"]["lines"]) == (1, 1, 1)
@@ -66,8 +67,42 @@ def test_a_completion_is_answered_in_full(tmp_path):
     body = lines[0]["response"]["body"]
     assert (body["object"], body["model"]) == ("text_completion", "fake")
     assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "zyx"), (1, "zyx")]
-    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+    usage = {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+    assert body["usage"] == {**usage, "prompt_tokens_details": {"cached_tokens": 0}}
     assert types.Completion.model_validate(body).choices[1].text == "zyx"
+
+
+def test_the_usage_says_what_a_call_shares_with_the_one_before_it(tmp_path):
+    types = pytest.importorskip("openai.types")
+    # a block of the fake model is 4 ids; the prompts are BOS and one id for each character
+    rows = [completion("a", "abcdefgh"), completion("b", "abcdefgh"), chat("c", "abc"), chat("d", "abx")]
+    _, lines, _, _ = run_lines(tmp_path, rows)
+    bodies = [one["response"]["body"] for one in lines]
+    cached = [body["usage"]["prompt_tokens_details"]["cached_tokens"] for body in bodies]
+    assert cached == [0, 8, 0, 8]
+    assert types.Completion.model_validate(bodies[1]).usage.prompt_tokens_details.cached_tokens == 8
+    assert types.chat.ChatCompletion.model_validate(bodies[3]).usage.prompt_tokens_details.cached_tokens == 8
+
+
+def test_a_kept_answer_counts_what_it_shares_now(tmp_path):
+    rows = [completion("a", "abcdefgh"), completion("b", "abcdefgh")]
+    run_lines(tmp_path, rows)
+    _, lines, manifest, llm = run_lines(tmp_path, rows[1:])
+    assert (llm.seen, manifest["resumed"]["kept"]) == ([], 1)
+    assert lines[0]["response"]["body"]["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    assert run_lines(fresh, rows[1:])[1] == lines
+
+
+def test_a_job_may_ask_for_ids_in_the_place_of_its_calls(tmp_path):
+    rows = [completion("a", "xyz"), completion("b", "xyz", return_token_ids=False), chat("c", "xyz")]
+    _, lines, _, _ = run_lines(tmp_path, rows, "return_token_ids: true\n")
+    first, second, third = (one["response"]["body"] for one in lines)
+    assert first["choices"][0]["prompt_token_ids"] == [1, 120, 121, 122]
+    assert first["choices"][0]["token_ids"] == [122, 121, 120]
+    assert not {"token_ids", "prompt_token_ids"} & set(second["choices"][0])
+    assert third["prompt_token_ids"] == [1, *map(ord, "<user>xyz")] and third["choices"][0]["token_ids"]
 
 
 def test_the_second_run_gives_the_same_bytes(tmp_path):

@@ -102,6 +102,7 @@ def test_breakers_are_tokens_that_hold_the_text_or_begin_it():
     assert default.dry_breakers == {1: ((),), 2: ((), ())}
     own = maker.make(SamplingParams(dry_multiplier=1, dry_sequence_breakers=["</s>"]))
     assert own.dry_breakers == {3: ((4,),), 5: ((4,),), 6: ((),)}
+    assert (default.breaker_mask.tolist(), own.breaker_mask.tolist()) == ([0b110], [1 << 6])
     assert maker.make(SamplingParams(dry_multiplier=1, dry_sequence_breakers=[])).dry_breakers == {}
     assert maker.make(SamplingParams(dry_sequence_breakers=["a"])) is None
 
@@ -112,6 +113,19 @@ def test_default_breakers_of_a_real_tokenizer(make_llm):
     texts = {i: llm.tokenizer.decode([i], skip_special_tokens=False) for i in range(llm.engine.spec.vocab_size)}
     assert set(breakers) == {i for i, text in texts.items() if set(text) & set('\n:"*')}
     assert breakers
+
+
+def test_a_breaker_is_never_penalized_itself(make_llm):
+    llm = make_llm()
+    colon = llm.tokenizer.encode(":", add_special_tokens=False)[-1]
+    # Only the colon and 7 can come, the colon by far more likely; after 7 it would prolong a repetition.
+    dry = {"dry_multiplier": 100, "dry_allowed_length": 1}
+    bias = {"logit_bias": {colon: 60}, "allowed_token_ids": [7, colon], **dry}
+    prompt = [7, colon, 9, colon, 8, 7]
+    free = run(llm, [prompt], [bias])[0].outputs[0].token_ids
+    assert free[0] == colon
+    hindered = run(llm, [prompt], [{**bias, "dry_sequence_breakers": []}])[0].outputs[0].token_ids
+    assert hindered[0] == 7
 
 
 # ---- repetitions

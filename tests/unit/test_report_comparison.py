@@ -47,6 +47,17 @@ def test_flips_beyond_the_limit_are_counted(runs):
     assert comparison.flips_note == "The first 2; 1 are left out. All of them: --rows all."
 
 
+def test_the_name_of_a_metric_keeps_its_letters(tmp_path):
+    folders = []
+    for name in "ab":
+        lines = [judged_line(i, "x", "y", "z", 0, scores={"bleu": 3.0}) for i in range(2)]
+        bleu = {**estimate(3.0, 1.0, 5.0, 2, higher_is_better=True), "method": "bootstrap"}
+        folders.append(
+            evaluation_run(tmp_path / name, lines=lines, scores={"task": "generate", "metrics": {"bleu": bleu}})
+        )
+    assert compare(*folders).warnings[0].startswith("bleu: the means of the rows' scores are compared")
+
+
 def test_less_may_be_better(tmp_path):
     folders = []
     for name, values in (("a", (3.0, 2.0, 5.0)), ("b", (1.0, 2.0, 6.0))):

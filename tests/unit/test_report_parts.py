@@ -95,3 +95,17 @@ def test_scales_end_in_round_numbers(low, high, ticks):
 )  # fmt: skip
 def test_numbers_and_signs_are_written_for_people(written, expected):
     assert written == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("Q: a\nA: b\n\nQ: c\nA:", "…Q: c\nA:"),
+        ("Q: c\nA:", "Q: c\nA:"),
+        ("x\n<user>\nQ<end>\n<assistant>\n", "…<user>\nQ<end>\n<assistant>"),
+        ("a" * 400, "…" + "a" * 300),
+        ("", ""),
+    ],
+)
+def test_the_own_question_of_a_prompt_with_examples(prompt, shown):
+    assert formats.ending(prompt) == shown

@@ -90,6 +90,15 @@ def test_a_row_counts_what_it_shares_with_the_row_before_it(bench):
     assert bench.results() == bench.results("fresh")
 
 
+def test_asking_for_ids_later_does_the_rows_again(bench):
+    bench.run()
+    code, done = bench.run(text="sampling: {temperature: 0.5}\nreturn_token_ids: true\n")
+    assert (code, len(done)) == (0, 12)
+    assert bench.manifest()["resumed"]["changed"] == {"sampling": 12}
+    assert all(json.loads(line)["token_ids"] for line in bench.results().splitlines())
+    assert bench.run(text="sampling: {temperature: 0.5}\nreturn_token_ids: true\n") == (0, [])
+
+
 def test_a_torn_journal_is_mended_and_the_log_says_so(bench, whole):
     bench.interrupted(after=5)
     journal = bench.out / "journal.jsonl"

@@ -1,11 +1,13 @@
 """A row becomes a request, or an error row that says why."""
 
+import hashlib
 import json
+import tracemalloc
 
 import pytest
 from fake_llm import FakeTokenizer
 
-from jobs import json_text
+from jobs import json_text, row_ids
 from jobs.job_file import PromptSettings
 from jobs.overlong import cut_prompt, fit_prompt
 from jobs.prompts import PromptBuilder
@@ -185,6 +187,47 @@ def test_many_ids_are_all_remembered():
         "file1, line 1000",
         "file4, line 4999",
     ]
+
+
+def test_ids_are_remembered_wherever_in_the_table_they_fall():
+    ids, names = RowIds(), [hashlib.sha256(str(number).encode()).hexdigest()[:9] for number in range(30_000)]
+    for number, name in enumerate(names):
+        assert ids.claim(name, "f", number) is None
+    for number, name in enumerate(names):
+        assert ids.claim(name, "g", 1) == f"f, line {number}"
+        assert ids.claim(name + "0", "g", 2 + number) is None
+
+
+def test_ids_whose_digests_agree_in_the_sorted_part_are_told_apart(monkeypatch):
+    # three texts share each of these: only the 16 bits beside them differ
+    monkeypatch.setattr(row_ids, "_digest", lambda row_id: (int(row_id[1:]) % 5000 << 16) + int(row_id[1:]) // 5000)
+    ids = RowIds()
+    for number in range(15_000):
+        assert ids.claim(f"k{number}", "f", number) is None
+    for number in range(15_000):
+        assert ids.claim(f"k{number}", "g", 1) == f"f, line {number}"
+    assert ids.claim("k15000", "g", 1) is None
+
+
+def test_a_file_behind_another_has_lines_of_its_own():
+    ids = RowIds()
+    assert [ids.claim(*one) for one in (("a", "one", 900), ("b", "two", 1), ("c", "one", 3))] == [None] * 3
+    assert ids.claim("a", "x", 1) == "one, line 900"
+    assert ids.claim("b", "x", 1) == "two, line 1"
+    assert ids.claim("c", "x", 1) == "one, line 3"
+
+
+def test_many_ids_take_fourteen_bytes_each():
+    ids = RowIds()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(200_000):
+        ids.claim(f"row-{number}", "f", number)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # besides 14 for each, some megabytes at most for the newest and for moving the table
+    assert held - before < 14 * 200_000 + 1_500_000
+    assert peak - before < 14 * 200_000 + 6_000_000
 
 
 def test_row_sampling_goes_over_the_job():

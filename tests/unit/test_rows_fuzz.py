@@ -3,7 +3,6 @@
 NANOVLLM_FUZZ sets another number of lines.
 """
 
-import copy
 import io
 import json
 import os
@@ -11,6 +10,7 @@ import random
 from pathlib import Path
 
 import pytest
+from mutations import mutate_text, mutate_value
 
 from jobs.job_file import load_job
 from jobs.run import run_job
@@ -49,42 +49,9 @@ VALUES = [
     "user",
     "{{ x", "{% for i in range(10**9) %}a{% endfor %}", "{{ messages[0].__class__ }}", "/v1/completions", "POST", "7",
 ]  # fmt: skip
+NEW_KEYS = ["n", "echo", "seed", "prompt", "messages", "sampling", "id", "self"]
 SNIPPETS = [b"NaN", b"Infinity", b"1e999", b"\xff\xfe", b"\x00", b"\\ud83d", b"{", b"}", b"[", b'"', b",", b"\r",
             b"\xe2\x80\xa8", b"[" * 300, b"9" * 5000, b'"a":1,"a":2,', b"\\", b"\xc3", b"\xef\xbb\xbf"]  # fmt: skip
-
-
-def mutate_value(value, rng):
-    """Change a value somewhere inside: replace, remove, rename or add."""
-    if isinstance(value, dict) and value and rng.random() < 0.85:
-        key = rng.choice(list(value))
-        kind = rng.randrange(8)
-        if kind == 0:
-            del value[key]
-        elif kind == 1:
-            value[key + rng.choice("xs_ ")] = value.pop(key)
-        elif kind == 2:
-            value[rng.choice(["n", "echo", "seed", "prompt", "messages", "sampling", "id", "self"])] = rng.choice(
-                VALUES
-            )
-        else:
-            value[key] = mutate_value(value[key], rng)
-        return value
-    if isinstance(value, list) and value and rng.random() < 0.7:
-        place = rng.randrange(len(value))
-        value[place] = mutate_value(value[place], rng)
-        return value
-    return copy.deepcopy(rng.choice(VALUES))
-
-
-def mutate_bytes(line, rng):
-    """Damage a line's text: cut, insert, overwrite."""
-    place = rng.randrange(len(line) + 1)
-    kind = rng.randrange(3)
-    if kind == 0:
-        return line[:place]
-    if kind == 1:
-        return line[:place] + rng.choice(SNIPPETS) + line[place:]
-    return line[:place] + bytes([rng.randrange(256)]) + line[place + 1 :]
 
 
 def mutated_lines(seeds, rng):
@@ -93,10 +60,10 @@ def mutated_lines(seeds, rng):
         name = "custom_id" if "custom_id" in value else "id"
         value[name] = f"{number}"
         for _ in range(rng.choice([0, 1, 1, 2])):
-            value = mutate_value(value, rng)
+            value = mutate_value(value, rng, VALUES, NEW_KEYS)
         line = json.dumps(value, ensure_ascii=rng.random() < 0.9).encode("utf-8", "surrogatepass")
         for _ in range(rng.choice([0, 0, 1, 2])):
-            line = mutate_bytes(line, rng)
+            line = mutate_text(line, rng, SNIPPETS)
         yield line
 
 

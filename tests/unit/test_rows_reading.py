@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 
 import pytest
 
@@ -176,7 +177,9 @@ def test_yaml_aliases_cannot_blow_up(tmp_path):
     ("name", "data", "message"),
     [
         ("x.parquet", b"", "files named '.parquet' are not read: use one of .jsonl .json .yaml .yml .csv .txt"),
+        ("x", b"", "x: a file whose name has no ending is not read: use one of .jsonl .json .yaml .yml .csv .txt"),
         ("x.jsonl.gz", b'{"a": 1}', "ends in .gz but is not gzip data"),
+        ("x.jsonl", gzip.compress(b'{"a": 1}'), "x.jsonl is gzip data: its name must end in .gz"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says(tmp_path, name, data, message):
@@ -192,6 +195,46 @@ def test_stdin_is_jsonl_and_comes_once():
     assert source.facts() == [
         {"path": "-", "sha256": "5b8f82d3cc66533038f4fdee4b09bc34e9b051ba8de538b8289eb52a425e3a79", "bytes": 18}
     ]
+
+
+def test_stdin_may_be_gzip():
+    source = RowSource(["-"], io.BytesIO(gzip.compress(b'{"a": 1}\n{"a": 2}\n')))
+    source.check()
+    assert [row.value for row in source.rows()] == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_pipe_without_a_name_of_its_own_is_jsonl(compress):
+    reading, writing = os.pipe()
+    os.write(writing, compress(b'{"a": 1}\n{"a": 2}\n'))
+    os.close(writing)
+    source = RowSource([f"/dev/fd/{reading}"])
+    source.check()
+    assert [row.value for row in source.rows()] == [{"a": 1}, {"a": 2}]
+    os.close(reading)
+
+
+class Dripping(io.RawIOBase):
+    """A pipe whose writer is slow: each read gives what is there, and a read for more would never return."""
+
+    def __init__(self, pieces):
+        self._pieces = list(pieces)
+
+    def read1(self, size):
+        return self._pieces.pop(0) if self._pieces else b""
+
+    def read(self, size=-1):
+        raise AssertionError("this waits for more than there is")
+
+
+def test_rows_come_as_soon_as_they_are_there():
+    pipe = Dripping([b'{"a": 1}\n', b'{"a": 2}\n{"a"', b": 3}\n"])
+    source = RowSource(["-"], pipe)
+    source.check()
+    rows = source.rows()
+    assert next(rows).value == {"a": 1}
+    assert pipe._pieces == [b'{"a": 2}\n{"a"', b": 3}\n"]
+    assert [row.value for row in rows] == [{"a": 2}, {"a": 3}]
 
 
 def test_files_follow_each_other_up_to_the_limit(tmp_path):

@@ -83,6 +83,28 @@ def test_results_come_in_input_order_one_line_for_each_completion(shop):
     assert shop.files() == ["manifest.json", "results.jsonl", "rows.jsonl", "run.log", "status.json"]
 
 
+def test_ids_come_where_the_job_asks_for_them(shop):
+    rows = [{"prompt": "abcd"}, {"prompt": "wxyz", "sampling": {"n": 2, "temperature": 1}}, {"prompt": 5}]
+    assert shop.run(shop.job(rows, "return_token_ids: true\n")) == 3
+    first, second, third, refused = shop.lines()
+    assert (first["prompt_token_ids"], first["token_ids"]) == ([1, 97, 98, 99, 100], [100, 99, 98])
+    assert (second["prompt_token_ids"], second["token_ids"]) == ([1, 119, 120, 121, 122], [122, 121, 120])
+    assert ("prompt_token_ids" in third, third["token_ids"]) == (False, [122, 121, 120])  # a prompt's ids come once
+    assert not {"prompt_token_ids", "token_ids"} & set(refused)
+    assert not {"prompt_token_ids", "token_ids", "logprobs"} & set(shop_lines_without(shop, rows[:1])[0])
+
+
+def shop_lines_without(shop, rows):
+    shop.run(shop.job(rows))
+    return shop.lines()
+
+
+def test_what_the_engine_refuses_has_its_place_too(shop):
+    assert shop.run(shop.job([{"prompt": "ok"}, {"prompt": "x" * 1000}])) == 3
+    message = f"{shop.folder / 'in.jsonl'}, line 2: the prompt has 1001 tokens and max_model_len is 1000"
+    assert shop.lines()[1]["error"] == {"code": "prompt_too_long", "message": message, "retryable": False}
+
+
 def test_greedy_rows_have_no_seed(shop):
     shop.run(shop.job([{"prompt": "abc"}], "sampling: {temperature: 0}\n"))
     assert "seed" not in shop.lines()[0]

@@ -60,8 +60,21 @@ def test_auto_is_a_bar_on_a_terminal(mode, stream, kind):
     assert type(make_display(mode, stream, 10)) is kind
 
 
-def test_progress_outlives_its_stream():
-    stream = io.StringIO()
-    stream.close()
-    with Progress(PlainLines(stream), lambda: SNAPSHOT):
+class Broken(io.StringIO):
+    """A pipe whose reader has left."""
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def flush(self):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("mode", ["bar", "plain", "json"])
+@pytest.mark.parametrize("kind", [io.StringIO, Broken])
+def test_progress_outlives_its_stream(mode, kind):
+    stream = kind()
+    if kind is io.StringIO:
+        stream.close()
+    with Progress(make_display(mode, stream, 10), lambda: SNAPSHOT):
         pass

@@ -156,6 +156,31 @@ def test_aborting_gives_everything_back(when):
 # ---- order of admission
 
 
+def test_blocks_are_kept_until_the_last_fork_has_them():
+    scheduler = make(max_num_seqs=1)
+    parent = Sequence("", list(range(6)), SamplingParams(), max_total=7, num_forks=2)
+    scheduler.add(parent)
+    other = add(scheduler, 3)
+    parts = scheduler.schedule()
+    parent.append(0)
+    scheduler.finish_step(parts)
+    assert (parent.finish_reason, scheduler.kept, len(parent.block_table)) == ("length", [parent], 2)
+    shared = parent.block_table[0]
+    forks = [Sequence("", list(range(6)), SamplingParams(), max_total=length, fork_of=parent) for length in (7, 8)]
+    for fork in forks[::-1]:
+        scheduler.add(fork)
+    assert list(scheduler.waiting) == [*forks, other]  # blocks are kept for them, so they go first
+    for fork, kept in zip(forks, ([parent], []), strict=True):
+        parts = scheduler.schedule()
+        assert [(part.seq, part.start, part.count) for part in parts] == [(fork, 5, 1)]
+        assert fork.block_table[0] == shared and scheduler.kept == kept
+        assert scheduler.block_manager.copies[-1][1] == fork.block_table[1]  # its own copy of the block they part in
+        fork.append(0)
+        scheduler.finish_step(parts)
+        scheduler.block_manager.check([*scheduler.running, *scheduler.kept])
+    assert parent.block_table == []
+
+
 def test_sequences_wait_beside_those_that_share_the_most_blocks():
     scheduler = make(caching=True)
     prompts = [[1] * 9, [2] * 9, [1] * 4 + [3] * 5, [2] * 4 + [4] * 5, [1] * 9, [5, 5, 5], [1] * 4 + [3] * 5, [1] * 4]

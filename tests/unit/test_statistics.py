@@ -16,7 +16,7 @@ import pytest
 from jobs.evaluation import statistics
 from jobs.evaluation.statistics import (
     bootstrap,
-    estimate_groups,
+    bootstrap_replicas,
     estimate_mean,
     estimate_perplexity,
     linearized_ratio,
@@ -55,6 +55,27 @@ def test_wilsons_interval_is_no_point_where_all_values_are_equal(value, low, hig
     assert found.stderr == 0
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
     assert 0 <= found.low <= found.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"), [(0, 0.0, 0.3543304350666875), (1, 0.6456695649333125, 1.0)], ids=["none", "all"]
+)
+def test_equal_values_in_clusters_have_wilsons_interval_of_the_clusters(value, low, high):
+    found = estimate_mean([value] * 21, list("abcdefg") * 3)
+    assert (found.stderr, found.n, found.method) == (0, 21, "clustered wilson")
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+
+
+def test_right_and_wrong_in_clusters_has_wilsons_interval_of_as_many_rows_as_the_error_is_worth():
+    # 13 of 24 in 12 pairs that agree are 12 rows, but for n - 1: SE^2 is 1/n^2 * (n/(n-1) + 1) * n * p * (1 - p)
+    right = [1] * 14 + [0] * 10
+    found = estimate_mean(right, [i // 2 for i in range(24)])
+    share, num = 14 / 24, 24 / (24 / 23 + 1)
+    assert found.stderr**2 == pytest.approx(share * (1 - share) / num, rel=1e-12)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(share, num), rel=1e-12)
+    assert found.method == "clustered wilson"
+    # 7 of 8, the wrong one in a group of its own: m + 1.96 SE would be 1.1
+    assert estimate_mean([0] + [1] * 7, list("abbbcccc")).high < 1
 
 
 def test_wilsons_interval_of_another_confidence():
@@ -113,15 +134,6 @@ def test_clusters_must_be_one_for_each_row(clusters):
         estimate_mean(REAL, clusters)
 
 
-def test_groups():
-    found = estimate_groups([1, 0, 0.5, 1, 0.25], ["b", "a", "b", "a", "b"])
-    assert list(found) == ["b", "a"]
-    assert found["a"] == estimate_mean([0, 1])
-    assert (found["b"].n, found["b"].value) == (3, pytest.approx(1.75 / 3))
-    # by hand: deviations 5/12, -1/12, -4/12
-    assert found["b"].stderr == pytest.approx(math.sqrt((25 + 1 + 16) / 144 / 2 / 3), rel=1e-12)
-
-
 def test_perplexity_by_the_delta_method():
     found = estimate_perplexity(LOGPROBS, COUNTS)
     assert found.value == pytest.approx(12.838635413326795, rel=1e-12)
@@ -153,7 +165,7 @@ def test_linearized_values_of_equal_weights_are_the_ratios():
 
 
 def test_bootstrap_of_a_mean():
-    found = bootstrap(np.array(REAL), lambda rows: rows.mean(axis=1), vectorized=True)
+    found = bootstrap(np.array(REAL), np.mean)
     assert found.value == pytest.approx(0.49083333333333323, rel=1e-12)
     assert found.stderr == pytest.approx(0.0782511584537565, rel=1e-9)
     assert (found.low, found.high) == pytest.approx((0.34325, 0.6466875), rel=1e-9)
@@ -177,8 +189,8 @@ def test_bootstrap_of_a_perplexity():
 @pytest.mark.parametrize("max_draws", [1, 12, 100, 1 << 22])
 def test_bootstrap_does_not_depend_on_how_much_is_held_at_once(monkeypatch, max_draws):
     monkeypatch.setattr(statistics, "_MAX_DRAWS", max_draws)
-    found = bootstrap(np.array(REAL), lambda rows: rows.mean(axis=1), vectorized=True)
-    assert found.stderr == pytest.approx(0.0782511584537565, rel=1e-9)
+    found = bootstrap_replicas(np.array(REAL), lambda rows: rows.mean(axis=1), 0, 1000, vectorized=True)
+    assert found.std(ddof=1) == pytest.approx(0.0782511584537565, rel=1e-9)
 
 
 def test_bootstrap_holds_a_bounded_number_of_draws():
@@ -189,7 +201,7 @@ def test_bootstrap_holds_a_bounded_number_of_draws():
         most = max(most, rows.size)
         return rows.mean(axis=1)
 
-    bootstrap(np.zeros(100_000), statistic, num=60, vectorized=True)
+    bootstrap_replicas(np.zeros(100_000), statistic, 0, 60, vectorized=True)
     assert 100_000 <= most <= 1 << 22
 
 

@@ -75,5 +75,15 @@ def test_no_run_is_2(tmp_path, capsys, content):
     assert "holds no status.json: give the output directory of a run" in capsys.readouterr().err
 
 
+def test_joined_shards_have_the_code_of_their_manifest(tmp_path, capsys):
+    counts = {"rows": 5, "ok": 4, "errors": 1, "skipped": 0, "lines": 5}
+    manifest = {"kind": "nanovllm-run", "status": "finished", "exit_code": 3, "counts": counts, "tokens_per_s": 7.5}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["status", str(tmp_path)]) == 3
+    assert capsys.readouterr().out == f"{tmp_path}: finished, 5/5 rows, 1 errors, 7.5 tok/s, exit code 3\n"
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "exit_code": None}))
+    assert main(["status", str(tmp_path)]) == 2
+
+
 def test_a_heartbeat_from_the_future_is_no_negative_age(tmp_path):
     assert "last heard of 0 s ago" in describe(tmp_path, {"phase": "x", "heartbeat": 100.0, "pid": 1}, now=50.0)

@@ -13,6 +13,10 @@ from jobs.evaluation.scorers.wording import bad_target
 
 LETTERS = "ABCDEFGHIJ"
 
+# What tells the choice A from the article, as its next word.
+_AFTER_A_CHOICE = "(?:is|was|because|since|as|and|or|but|which|for|due|based|given|from|with|if|would|should|can)"
+_ADVERBS = "therefore|thus|hence|clearly|probably|definitely|(?:most )?likely"
+
 
 def find_choice_letter(text: str, letters: str = LETTERS) -> str | None:
     """Give the letter that a text chooses, in upper case, or None if it chooses none."""
@@ -42,21 +46,25 @@ def _target_letter(target: Any, letters: str) -> str:
 
 @lru_cache(maxsize=16)
 def _rules(letters: str) -> tuple[re.Pattern[str], ...]:
-    upper = f"([{letters}])"
     either = f"([{letters}{letters.lower()}])"
     ends = r"(?![\w'’-])"
+    # A and I are words too: "A day" and "I think" choose nothing, "A because" does.
+    upper = rf"(?!A\s(?!{_AFTER_A_CHOICE}\b)[a-z]|I\s[a-z])([{letters}])"
+    lower = rf"([{letters.lower()}])(?=[)*:;]|\.(?!\w)|\s*(?:\Z|\n))"
     noun = r"\b(?:[Aa]nswer|ANSWER|[Cc]hoice|[Oo]ption)"
-    cue = rf"{noun}(?:\s(?:is|was|would\sbe))?\s?[:=]?\s?[*\"'`]{{0,3}}(?:[Oo]ption\s)?"
-    # A and I are words too: alone in a sentence they choose nothing.
-    no_words = f"(?![AI])[{letters}]"
+    verb = rf"\s(?:is|was|(?:would|should|must|will)\sbe)(?:,?\s(?:{_ADVERBS}),?)?"
+    marks = "[*\"'`]{0,3}"
+    letter = rf"(?:\({either}\)|{upper}{ends}|{lower})"
+    alone = f"(?![AI])[{letters}]"  # as a word of a sentence
     return tuple(
         re.compile(rule)
         for rule in (
             rf"\A\W{{0,9}}{either}\W{{0,9}}\Z",
             rf"\\boxed\{{\s?(?:\\text\w{{0,6}}\{{)?\(?{either}\)?\s?\}}",
-            rf"{cue}(?:\({either}\)|{upper}{ends})",
-            rf"\A\s{{0,9}}[*(]{{0,3}}{upper}(?:[).:,*]|\s?\n)",
+            rf"{noun}(?:(?:{verb})?\s?[:=]|{verb})\s{{0,3}}{marks}(?:(?:[Oo]ption|[Cc]hoice)\s)?{letter}",
+            rf"{noun}\s?{marks}{letter}",
+            rf"\A\s{{0,9}}[*(]{{0,3}}([{letters}])(?:[).:,*]|\s?\n)",
             rf"\({either}\)",
-            rf"(?<![\w'’-])({no_words}){ends}",
+            rf"(?<![\w'’-])({alone}){ends}",
         )
     )

@@ -11,7 +11,7 @@ _DIGITS = str.maketrans("", "", string.digits)
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.IGNORECASE)
 # A sign counts where no letter, digit or closing bracket stands before it: not in 3-4, which is a range.
 _NUMBER = re.compile(
-    r"(?:(?<![\w)\]}.,])[+-])?(?<![^\W_])(?<![0-9][.,])"
+    r"(?:(?<![\w)\]}.,])[-+−])?(?<![^\W_])(?<![0-9][.,])"
     r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2}(?![0-9]))?(?![^\W_])"
 )
 
@@ -51,7 +51,7 @@ def with_plain_numbers(text: str) -> str:
 
 def _plain(number: str) -> str:
     # Decimal keeps every digit, and two digits of exponent keep the result short.
-    text = format(Decimal(number.replace(",", "")), "f")
+    text = format(Decimal(number.replace(",", "").replace("−", "-")), "f")
     sign, digits = ("-", text[1:]) if text.startswith("-") else ("", text)
     whole, _, fraction = digits.partition(".")
     whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")

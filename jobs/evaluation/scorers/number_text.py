@@ -1,8 +1,9 @@
 r"""Find the numbers that a text speaks of, as exact values.
 
-Owns their spelling: signs, thousands separators (`1,000`, also `'`, `_`, thin and no-break spaces, LaTeX's `{,}` and
-`\,`), decimals, exponents (`1e5`, `3 x 10^5`), fractions (`3/4`, `1 1/2`, `½`, `\frac{3}{4}`), currencies before the
-number, percent and the words thousand to trillion behind it. Whatever else stands around, such as a unit, is not read.
+Owns their spelling: signs (a minus also as − or as a dash), thousands separators (`1,000`, also `'`, `_`, thin and
+no-break spaces, LaTeX's `{,}` and `\,`), decimals, exponents (`1e5`, `3 x 10^5`), fractions (`3/4`, `1 1/2`, `½`,
+`\frac{3}{4}`), currencies before the number, percent and the words thousand to trillion behind it. Whatever else stands
+around, such as a unit, is not read.
 Knows nothing of scores.
 """
 
@@ -14,16 +15,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _SEPARATORS = ",'’_\u00a0\u2009\u202f"
+_MINUS = r"\-−–‐‑﹣－"  # what people and models write for it, for a class of characters
 _SWAP_COMMA = str.maketrans(",.", ".,")
 _MULTIPLIERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MAX_DIGITS = 400  # of a number, far above what is meant as one and far below what costs time
 
 _NUMBER = re.compile(
     rf"""
-    (?: (?<! [\w)\]}}%] ) (?P<sign> [-+−] ) )?           # not the minus of 3-4, (x)-4 or a date
+    (?: (?<! [\w)\]}}%] ) (?P<sign> [+{_MINUS}] ) )?           # not the minus of 3-4, (x)-4 or a date
     (?:
         (?: (?: (?<!\w) (?:US|AU|CA|NZ|HK) )? [$€£¥₹₩₽₺₫₱฿] | (?<!\w) (?:USD|EUR|GBP|JPY|CHF|CNY|INR|Rs\.?) )
-        \s? (?P<inner_sign> [-+−] )?
+        \s? (?P<inner_sign> [+{_MINUS}] )?
       | (?<! [^\W_] ) (?<! [0-9]\. )                      # not the 2 of H2, nor the 3 of 1.2.3
     )
     (?:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from jobs.evaluation.scorers.info import ScorerInfo
 from jobs.evaluation.scorers.options import FLAG, TEXT, Kind, read_options
 from jobs.evaluation.scorers.wording import show
@@ -68,6 +70,7 @@ def _call(function: Callable[..., Any], address: str, prediction: str, target: A
         score = function(prediction, target, **options)
     except Exception as problem:  # one row's mishap in foreign code ends that row alone
         raise RequestError("scorer_failed", f"scorer {address} raised {type(problem).__name__}: {problem}") from problem
-    if not isinstance(score, numbers.Real) or not math.isfinite(score):
+    # NumPy's bool is no number to Python
+    if not isinstance(score, numbers.Real | np.bool_) or not math.isfinite(score):
         raise RequestError("scorer_failed", f"scorer {address} gave {show(score)}, expected a finite number")
     return float(score)

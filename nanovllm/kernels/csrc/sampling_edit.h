@@ -35,11 +35,11 @@ static inline void sampling_ban_ngrams(float *logits, const int *history, ptrdif
 /* DRY: an id that would prolong a repetition of `length` ids loses multiplier * base ** (length - allowed_length).
  *
  * window: the newest num_window ids, oldest first. limit: longest repetition that counts, which is how many ids came
- * after the newest sequence breaker. longest: one entry for each id of the vocabulary, zero on entry and on return.
- * Returns 0 if there is no memory. Linear in the window by the Z algorithm over the reversed ids (Gusfield 1997, 1.4).
+ * after the newest sequence breaker. breakers: bits of the ids that are one by themselves and lose nothing, or NULL.
+ * longest: one entry for each id of the vocabulary, zero on entry and on return. Returns 0 if there is no memory. Linear in the window by the Z algorithm over the reversed ids (Gusfield 1997, 1.4).
  */
 static inline int sampling_dry(float *logits, const int *window, ptrdiff_t num_window, double multiplier, double base,
-                        ptrdiff_t allowed_length, ptrdiff_t limit, int *longest) {
+                        ptrdiff_t allowed_length, ptrdiff_t limit, const uint32_t *breakers, int *longest) {
     if (num_window < 2 || limit < allowed_length) return 1;
     ptrdiff_t *match = malloc((size_t)num_window * sizeof *match);
     if (match == NULL) return 0;
@@ -65,6 +65,7 @@ static inline int sampling_dry(float *logits, const int *window, ptrdiff_t num_w
         if (longest[token_id] == 0) continue;
         double penalty = multiplier * pow(base, (double)(longest[token_id] - allowed_length));
         if (!(penalty < SAMPLING_MAX_PENALTY)) penalty = SAMPLING_MAX_PENALTY;
+        if (breakers != NULL && breakers[token_id / 32] >> token_id % 32 & 1) penalty = 0;
         logits[token_id] = (float)(logits[token_id] - penalty);
         longest[token_id] = 0;
     }
