@@ -33,7 +33,7 @@ def work(llm: LLM, seqs: int, context: float) -> dict[str, tuple[float, float]]:
         "down": layers * hidden * inter, "lm_head": spec.vocab_size * hidden,
     }  # fmt: skip
     result = {name: (size * n, 2.0 * n * seqs) for name, n in weights.items()}
-    cache = block_bytes(spec, llm.engine.dtype) / BLOCK_SIZE * context * seqs
+    cache = block_bytes(spec, llm.engine.kv_cache_dtype) / BLOCK_SIZE * context * seqs
     result["attention"] = (cache, 4.0 * layers * q * context * seqs)
     return result
 

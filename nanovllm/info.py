@@ -107,6 +107,7 @@ def engine_facts(llm: Any) -> dict[str, Any]:
         "tokenizer": {"sha256": llm.tokenizer.sha256, "chat_template_sha256": llm.tokenizer.chat_template_sha256},
         "engine": {
             "dtype": engine.dtype,
+            "kv_cache_dtype": engine.kv_cache_dtype,
             "threads": engine.runner.team.num_threads,
             "max_model_len": limits.max_model_len,
             "max_num_seqs": limits.max_num_seqs,

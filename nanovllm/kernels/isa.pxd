@@ -56,6 +56,8 @@ cdef extern from "csrc/kernels.h" nogil:
         NV_PIECE
         NV_ATTN_ROWS
         NV_V_ALIGN
+        NV_CACHE_F32
+        NV_CACHE_BF16
 
     ctypedef struct nv_attention:
         const float *q
@@ -64,7 +66,7 @@ cdef extern from "csrc/kernels.h" nogil:
         const Py_ssize_t *out_offset
         const int32_t *position
         int num_rows
-        int is_bf16
+        int cache
         const void *k_cache
         const void *v_cache
         Py_ssize_t k_block_stride
@@ -78,6 +80,9 @@ cdef extern from "csrc/kernels.h" nogil:
         float **state
         float *scratch
 
+    Py_ssize_t nv_v_stride(int head_dim)
+    Py_ssize_t nv_k_block_bytes(int cache, int head_dim)
+    Py_ssize_t nv_v_block_bytes(int cache, int head_dim)
     size_t nv_attention_scratch(int head_dim)
     size_t nv_attention_part(int head_dim)
     size_t nv_attention_state(int head_dim)

@@ -5,7 +5,8 @@ import numpy as np
 from libc.stdint cimport int32_t, uint16_t
 
 from nanovllm.kernels.isa cimport (
-    NV_ATTN_ROWS, NV_BLOCK, NV_V_ALIGN, kernels, nv_attention, nv_attention_scratch,
+    NV_ATTN_ROWS, NV_BLOCK, NV_CACHE_BF16, NV_CACHE_F32, kernels, nv_attention, nv_attention_scratch, nv_k_block_bytes,
+    nv_v_block_bytes, nv_v_stride,
 )
 
 
@@ -84,7 +85,7 @@ def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_c
                          const int32_t[::1] block_table, const int32_t[::1] positions, int window, float scale,
                          float[:, :, ::1] out):
     """`paged_attention` over a bfloat16 cache, as `pack_bf16_cache` lays it out."""
-    cdef Py_ssize_t dim = q.shape[2], padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
+    cdef Py_ssize_t dim = q.shape[2], padded = nv_v_stride(<int>dim)
     if k_cache.shape[2] != dim * NV_BLOCK or v_cache.shape[2] != padded * NV_BLOCK or q.shape[1] % k_cache.shape[1]:
         raise ValueError(f"k_cache {tuple(k_cache.shape)[:3]} and v_cache {tuple(v_cache.shape)[:3]} do not fit heads "
                          f"of {dim}")
@@ -92,7 +93,7 @@ def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_c
         return
     check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
                     positions, out)
-    run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], 2, block_table,
+    run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], NV_CACHE_BF16, block_table,
                   positions, window, scale, out)
 
 
@@ -107,7 +108,7 @@ def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache,
             the head_dim padded to a multiple of 32.
         window: 0, or how many positions up to its own a row sees.
     """
-    cdef Py_ssize_t dim = q.shape[2], padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
+    cdef Py_ssize_t dim = q.shape[2], padded = nv_v_stride(<int>dim)
     if (k_cache.shape[2] != dim or k_cache.shape[3] != NV_BLOCK or v_cache.shape[3] != padded
             or k_cache.shape[1] == 0 or q.shape[1] % k_cache.shape[1]):
         raise ValueError(f"q has {q.shape[1]} heads of {dim}; k_cache {tuple(k_cache.shape)[1:4]}, "
@@ -116,15 +117,16 @@ def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache,
         return
     check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
                     positions, out)
-    run_attention(q, <const char *>&k_cache[0, 0, 0, 0], <const char *>&v_cache[0, 0, 0, 0], k_cache.shape[1], 4,
+    run_attention(q, <const char *>&k_cache[0, 0, 0, 0], <const char *>&v_cache[0, 0, 0, 0], k_cache.shape[1], NV_CACHE_F32,
                   block_table, positions, window, scale, out)
 
 
 cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_cache, Py_ssize_t kv_heads,
-                   Py_ssize_t itemsize, const int32_t[::1] block_table, const int32_t[::1] positions, int window,
+                   int cache, const int32_t[::1] block_table, const int32_t[::1] positions, int window,
                    float scale, float[:, :, ::1] out):
     cdef Py_ssize_t rows = q.shape[0], heads = q.shape[1], dim = q.shape[2], group = heads // kv_heads
-    cdef Py_ssize_t padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN, kv_head, index, r, row, head
+    cdef Py_ssize_t padded = nv_v_stride(<int>dim), kv_head, index, r, row, head
+    cdef Py_ssize_t k_bytes = nv_k_block_bytes(cache, <int>dim), v_bytes = nv_v_block_bytes(cache, <int>dim)
     cdef Py_ssize_t q_offset[NV_ATTN_ROWS]
     cdef Py_ssize_t out_offset[NV_ATTN_ROWS]
     cdef int32_t position[NV_ATTN_ROWS]
@@ -133,11 +135,10 @@ cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_
     cdef float[::1] scratch_view = scratch
     a.q, a.out, a.q_offset, a.out_offset, a.position = &q[0, 0, 0], &out[0, 0, 0], q_offset, out_offset, position
     a.block_table, a.head_dim, a.v_stride, a.window = &block_table[0], <int>dim, <int>padded, window
-    a.k_block_stride, a.v_block_stride = kv_heads * dim * NV_BLOCK, kv_heads * NV_BLOCK * padded
-    a.scale, a.scratch, a.is_bf16, a.done, a.state = scale, &scratch_view[0], itemsize == 2, 0, NULL
+    a.k_block_stride, a.v_block_stride = kv_heads * k_bytes, kv_heads * v_bytes
+    a.scale, a.scratch, a.cache, a.done, a.state = scale, &scratch_view[0], cache, 0, NULL
     for kv_head in range(kv_heads):
-        a.k_cache = k_cache + kv_head * dim * NV_BLOCK * itemsize
-        a.v_cache = v_cache + kv_head * NV_BLOCK * padded * itemsize
+        a.k_cache, a.v_cache = k_cache + kv_head * k_bytes, v_cache + kv_head * v_bytes
         for index in range(0, rows * group, NV_ATTN_ROWS):
             a.num_rows = <int>min(NV_ATTN_ROWS, rows * group - index)
             for r in range(a.num_rows):

@@ -4,13 +4,15 @@ Our own kernels add up in an order that depends on the inner dimension alone, so
 BLAS chooses its order by shape: there only tokens whose margin is clear are compared.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanovllm.config import EngineConfig
-from nanovllm.engine.limits import block_bytes
+from nanovllm.engine.limits import block_bytes, resolve_cache_dtype
 from nanovllm.engine.llm_engine import load_engine
 from nanovllm.engine.sequence import Sequence
 from nanovllm.models import load_spec
@@ -28,8 +30,9 @@ def kind(request):
 
 def make(models_dir, case, num_blocks=40, **settings):
     spec = load_spec(models_dir / case, MAX_MODEL_LEN)
-    size = block_bytes(spec, settings.get("dtype", "float32")) * num_blocks
-    config = EngineConfig(**{"threads": 1, "max_model_len": MAX_MODEL_LEN, "kv_cache_memory": size, **settings})
+    config = EngineConfig(**{"threads": 1, "max_model_len": MAX_MODEL_LEN, "dtype": "float32", **settings})
+    size = block_bytes(spec, resolve_cache_dtype(config, config.dtype)) * num_blocks
+    config = dataclasses.replace(config, kv_cache_memory=size)
     return load_engine(models_dir / case, config)[0]
 
 

@@ -41,8 +41,8 @@ EACH_ATTN_ROWS(ATTN_KERNELS)
 
 typedef void (*scores_fn)(const void *, const void *, const void *, int, float *);
 typedef void (*values_fn)(const void *, const void *, const void *, int, int, float *);
-static const scores_fn scores_table[2][NV_ATTN_ROWS] = {ATTN_TABLE(scores_f32), ATTN_TABLE(scores_bf16)};
-static const values_fn values_table[2][NV_ATTN_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
+static const scores_fn scores_table[NV_CACHES][NV_ATTN_ROWS] = {ATTN_TABLE(scores_f32), ATTN_TABLE(scores_bf16)};
+static const values_fn values_table[NV_CACHES][NV_ATTN_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
 
 /* Turns scores[0:n] into exp(score - max) over the visible positions [first, last] and 0 elsewhere. The lane of a
  * position depends on the position alone. Returns the sum; *max is the largest visible score. */
@@ -78,7 +78,7 @@ static void load_queries(const nv_attention *a, float *q) {
     for (int r = 0; r < a->num_rows; r++) {
         const float *source = a->q + a->q_offset[r];
 #if defined(__AVX512BF16__)
-        if (a->is_bf16) {
+        if (a->cache == NV_CACHE_BF16) {
             /* 16 values at a time: scale, round, and spread the 8 pairs over their rows of the tile. */
             for (int d = 0; d < a->head_dim; d += 16) {
                 const int left = a->head_dim - d < 16 ? a->head_dim - d : 16;
@@ -93,14 +93,14 @@ static void load_queries(const nv_attention *a, float *q) {
 #endif
         for (int d = 0; d < a->head_dim; d++) {
             float x = source[d] * a->scale;
-            q[d * NV_ATTN_ROWS + r] = a->is_bf16 ? rounded(x) : x;
+            q[d * NV_ATTN_ROWS + r] = a->cache == NV_CACHE_BF16 ? rounded(x) : x;
         }
     }
 }
 
 /* Softmax weights of a piece as the value kernels read them. `halves` has room for one piece of bfloat16 a row. */
 static const void *load_weights(const nv_attention *a, float *scores, int begin, int end, uint16_t *halves) {
-    if (!a->is_bf16) return scores;
+    if (a->cache != NV_CACHE_BF16) return scores;
     for (int r = 0; r < a->num_rows; r++) {
 #if defined(__AVX512BF16__)
         to_bf16(scores + r * NV_PIECE + begin, halves + r * NV_PIECE + begin, end - begin, end - begin);
@@ -142,7 +142,7 @@ static inline int first_position(const nv_attention *a, int r) {
 
 /* The block of the cache that holds `position`. */
 static inline const char *block_at(const nv_attention *a, const void *cache, ptrdiff_t stride, int position) {
-    return (const char *)cache + a->block_table[position / NV_BLOCK] * stride * (a->is_bf16 ? 2 : 4);
+    return (const char *)cache + a->block_table[position / NV_BLOCK] * stride;
 }
 
 /* One piece, of the positions from `base` on, for all rows: largest score, sum of weights and weighted values of each
@@ -150,8 +150,8 @@ static inline const char *block_at(const nv_attention *a, const void *cache, ptr
 static void attend_piece(const nv_attention *a, const attention_scratch *s, int base, float *values, float *max,
                          float *sum) {
     const int rows = a->num_rows, padded = a->v_stride;
-    const scores_fn scores_of = scores_table[a->is_bf16][rows - 1];
-    const values_fn values_of = values_table[a->is_bf16][rows - 1];
+    const scores_fn scores_of = scores_table[a->cache][rows - 1];
+    const values_fn values_of = values_table[a->cache][rows - 1];
     int lowest = INT32_MAX, highest = 0;
     for (int r = 0; r < rows; r++) {
         int first = first_position(a, r);

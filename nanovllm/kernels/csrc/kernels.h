@@ -24,6 +24,22 @@
 /* Values are padded to a multiple of this: two of the widest vectors, which the value kernels keep in registers. */
 #define NV_V_ALIGN 32
 
+/* What the KV cache holds, whatever the weights are. */
+enum { NV_CACHE_F32 = 0, NV_CACHE_BF16 = 1, NV_CACHES = 2 };
+
+static inline ptrdiff_t nv_v_stride(int head_dim) {
+    return ((ptrdiff_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+}
+
+/* Bytes of the keys, and of the values, of one block and KV head. */
+static inline ptrdiff_t nv_k_block_bytes(int cache, int head_dim) {
+    return (ptrdiff_t)head_dim * NV_BLOCK * (cache == NV_CACHE_BF16 ? 2 : 4);
+}
+
+static inline ptrdiff_t nv_v_block_bytes(int cache, int head_dim) {
+    return NV_BLOCK * nv_v_stride(head_dim) * (cache == NV_CACHE_BF16 ? 2 : 4);
+}
+
 /* One tile of query rows against one KV head of one layer.
  *
  * Cache blocks, for the kernel that reads them straight through:
@@ -37,10 +53,10 @@ typedef struct {
     const ptrdiff_t *out_offset; /* [num_rows] */
     const int32_t *position;     /* [num_rows] position of each row's token: it sees positions up to and including it */
     int num_rows;                /* 1 .. NV_ATTN_ROWS */
-    int is_bf16;                 /* the cache is bfloat16, and queries and weights are rounded to it */
+    int cache;                   /* NV_CACHE_*: what queries and softmax weights are rounded to */
     const void *k_cache;         /* this layer and KV head of block 0 */
     const void *v_cache;
-    ptrdiff_t k_block_stride;    /* elements from one block to the next */
+    ptrdiff_t k_block_stride;    /* bytes from one block to the next */
     ptrdiff_t v_block_stride;
     const int32_t *block_table;  /* block ids of this sequence */
     int head_dim;
@@ -56,17 +72,17 @@ typedef struct {
 #define NV_STATE_VALUES 16
 
 static inline size_t nv_attention_state(int head_dim) {
-    return NV_STATE_VALUES + ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+    return NV_STATE_VALUES + (size_t)nv_v_stride(head_dim);
 }
 
 static inline size_t nv_attention_scratch(int head_dim) {
-    size_t padded = ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+    size_t padded = (size_t)nv_v_stride(head_dim);
     return NV_ATTN_ROWS * (NV_PIECE + NV_PIECE / 2 + 2 * padded + nv_attention_state(head_dim)) + 64;
 }
 
 /* Floats of one piece's part: largest score and sum of each row, then the weighted values. */
 static inline size_t nv_attention_part(int head_dim) {
-    size_t padded = ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+    size_t padded = (size_t)nv_v_stride(head_dim);
     return NV_ATTN_ROWS * (2 + padded);
 }
 
