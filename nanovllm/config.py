@@ -15,7 +15,7 @@ from fractions import Fraction
 from nanovllm.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "int8")
-CACHE_DTYPES = ("auto", "float32", "bfloat16")
+CACHE_DTYPES = DTYPES
 GEMMS = ("native", "blas")
 _MAX_SIZE = 1 << 63
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -54,8 +54,8 @@ class EngineConfig:
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: most token rows in one step; long prompts are cut into chunks of it.
         max_model_len: longest prompt plus completion; "auto" is what the model and the KV memory allow.
-        kv_cache_dtype: what keys and values are kept as, beside weights of any dtype; "auto" is float32 beside float32
-            weights, else bfloat16.
+        kv_cache_dtype: how keys and values are kept, beside weights of any dtype: "float32", "bfloat16", "int8" (one
+            scale for each position and head); "auto" is the weights' own.
         kv_cache_memory: bytes or "2GiB"; "auto" is a share of the memory that is free once the weights are loaded.
         enable_prefix_caching: share the KV blocks of equal prompt beginnings.
         reorder: let waiting requests overtake others, within bounds, to run beside those with the same beginning.

@@ -51,6 +51,7 @@ def model_info(path: str | Path, max_model_len: int | None = None) -> dict[str, 
     """
     from nanovllm.checkpoint.hub import resolve_model
     from nanovllm.checkpoint.loader import Checkpoint, check_tensors
+    from nanovllm.config import CACHE_DTYPES
     from nanovllm.engine.limits import block_bytes
     from nanovllm.engine.weights import HEAD
     from nanovllm.kernels.decoder import BLOCK_SIZE
@@ -83,7 +84,11 @@ def model_info(path: str | Path, max_model_len: int | None = None) -> dict[str, 
         "chat_template": "yes" if tokenizer.has_chat_template else "no",
         "sampling_defaults": spec.generation_defaults or "built-in",
         "memory_weights_float32": machine.format_bytes(4 * spec.num_parameters),
-        "memory_kv_per_1000_tokens": machine.format_bytes(block_bytes(spec) / BLOCK_SIZE * 1000),
+        "memory_kv_per_1000_tokens": {
+            dtype: machine.format_bytes(block_bytes(spec, dtype) / BLOCK_SIZE * 1000)
+            for dtype in CACHE_DTYPES
+            if dtype != "auto"
+        },
         "identity": identity,
         "warnings": list(spec.warnings),
     }

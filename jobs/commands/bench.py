@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("model", metavar="MODEL", help="Hugging Face directory or hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or int8")
-    parser.add_argument("--kv-cache-dtype", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="auto, float32, bfloat16 or int8")
     parser.add_argument("--gemm", default="native", help="native, or blas (float32 only)")
     parser.add_argument("--threads", type=int, default=None, help="default: what affinity and cgroup allow")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each kind; the median is shown")

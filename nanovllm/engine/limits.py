@@ -15,8 +15,8 @@ DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 512
 # Half of what is free: the rest is for the page cache of the weights' file, activations and the user's other programs.
 KV_SHARE = 0.5
-# float32 weights are asked for to be exact; beside the others the cache's rounding is smaller than theirs.
-AUTO_CACHE_DTYPE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
+# The cache's rounding is to be smaller than that of the weights beside it; docs/performance.md has what it costs.
+AUTO_CACHE_DTYPE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8"}
 
 
 @dataclass(frozen=True, slots=True)

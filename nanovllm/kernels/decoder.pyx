@@ -48,7 +48,7 @@ cdef class Decoder:
             Linears qkv, o, gate_up, down, all of one kind; gate_up is gated unless that kind is "blas".
         num_blocks: KV blocks of BLOCK_SIZE positions for every layer.
         max_rows: most token rows of one step (sizes the scratch).
-        cache_dtype: of the KV cache, float32 or bfloat16; any goes beside any kind.
+        cache_dtype: of the KV cache, float32, bfloat16 or int8; any goes beside any kind.
         hadamard_block: the int8 scheme's rotation of down's input.
     """
 

@@ -9,7 +9,8 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint16_t
 
 from nanovllm.kernels.isa cimport (
-    NV_BF16, NV_BLAS_F32, NV_CACHE_BF16, NV_CACHE_F32, NV_F32, kernels, nv_k_block_bytes, nv_v_block_bytes, nv_v_stride,
+    NV_BF16, NV_BLAS_F32, NV_CACHE_BF16, NV_CACHE_F32, NV_CACHE_INT8, NV_F32, kernels, nv_k_block_bytes, nv_v_block_bytes,
+    nv_v_stride,
 )
 from nanovllm.kernels.linear cimport Linear
 from nanovllm.kernels.step cimport layer_t
@@ -18,8 +19,9 @@ from nanovllm.kernels.team cimport Team
 from nanovllm.kernels import memory
 
 
-CACHES = {"float32": NV_CACHE_F32, "bfloat16": NV_CACHE_BF16}
-CACHE_ELEMENTS = {"float32": np.float32, "bfloat16": np.uint16}
+CACHES = {"float32": NV_CACHE_F32, "bfloat16": NV_CACHE_BF16, "int8": NV_CACHE_INT8}
+CACHE_ELEMENTS = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.uint8}
+MAX_KEY_BLOCK = 64  # of the rotation of keys, the largest that the kernel has
 
 
 def cache_block_bytes(str cache_dtype, int head_dim):
@@ -99,6 +101,7 @@ cdef class Model:
 
     def _set_cache(self, str cache_dtype):
         self.c.cache = CACHES[cache_dtype]
+        self.c.key_block = min(self.c.head_dim & -self.c.head_dim, MAX_KEY_BLOCK) if cache_dtype == "int8" else 1
         self.c.k_block_bytes = nv_k_block_bytes(self.c.cache, self.c.head_dim)
         self.c.v_block_bytes = nv_v_block_bytes(self.c.cache, self.c.head_dim)
         shape = (self.c.num_layers, self.num_blocks, self.c.num_kv_heads, -1)

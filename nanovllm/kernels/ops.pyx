@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from libc.stdint cimport int32_t, uint16_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t
 
 from nanovllm.kernels.isa cimport (
-    NV_ATTN_ROWS, NV_BLOCK, NV_CACHE_BF16, NV_CACHE_F32, kernels, nv_attention, nv_attention_scratch, nv_k_block_bytes,
-    nv_v_block_bytes, nv_v_stride,
+    NV_ATTN_ROWS, NV_BLOCK, NV_CACHE_BF16, NV_CACHE_F32, NV_CACHE_INT8, kernels, nv_attention, nv_attention_scratch,
+    nv_k_block_bytes, nv_v_block_bytes, nv_v_stride,
 )
 
 
@@ -95,6 +95,50 @@ def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_c
                     positions, out)
     run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], NV_CACHE_BF16, block_table,
                   positions, window, scale, out)
+
+
+def write_int8_cache(const float[:, :, ::1] k, const float[:, :, ::1] v, slots, uint8_t[:, :, ::1] k_cache,
+                     uint8_t[:, :, ::1] v_cache):
+    """Store rows k, v [num_rows, num_kv_heads, head_dim] in slots of an int8 cache.
+
+    Args:
+        k_cache: [num_blocks, num_kv_heads, bytes of a block] as in csrc/kernels.h, written; v_cache: likewise.
+    """
+    cdef int dim = <int>k.shape[2]
+    cdef Py_ssize_t row, head, slot
+    cdef uint8_t[::1] temp = np.empty(dim, np.uint8)
+    check_int8_cache(k.shape[1], dim, k_cache, v_cache)
+    for row in range(k.shape[0]):
+        slot = slots[row]
+        if not 0 <= slot < k_cache.shape[0] * NV_BLOCK:
+            raise ValueError(f"slot {slot} is outside the cache of {k_cache.shape[0] * NV_BLOCK}")
+        for head in range(k.shape[1]):
+            kernels().store_int8(&k[row, head, 0], &v[row, head, 0], dim, <char *>&k_cache[slot // NV_BLOCK, head, 0],
+                                 <char *>&v_cache[slot // NV_BLOCK, head, 0], <int>(slot % NV_BLOCK), &temp[0])
+
+
+cdef check_int8_cache(Py_ssize_t kv_heads, int dim, const uint8_t[:, :, ::1] k_cache,
+                      const uint8_t[:, :, ::1] v_cache):
+    wanted = nv_k_block_bytes(NV_CACHE_INT8, dim), nv_v_block_bytes(NV_CACHE_INT8, dim)
+    if (k_cache.shape[1] != kv_heads or v_cache.shape[1] != kv_heads or v_cache.shape[0] != k_cache.shape[0]
+            or (k_cache.shape[2], v_cache.shape[2]) != wanted):
+        raise ValueError(f"blocks of {k_cache.shape[2], v_cache.shape[2]} bytes and {k_cache.shape[1]} heads do not "
+                         f"fit {kv_heads} heads of {dim}, which take {wanted}")
+
+
+def paged_attention_int8(const float[:, :, ::1] q, const uint8_t[:, :, ::1] k_cache, const uint8_t[:, :, ::1] v_cache,
+                         const int32_t[::1] block_table, const int32_t[::1] positions, int window, float scale,
+                         float[:, :, ::1] out):
+    """`paged_attention` over an int8 cache, as `write_int8_cache` fills it."""
+    if k_cache.shape[1] == 0 or q.shape[1] % k_cache.shape[1]:
+        raise ValueError(f"{q.shape[1]} heads do not share {k_cache.shape[1]} heads of the cache")
+    check_int8_cache(k_cache.shape[1], <int>q.shape[2], k_cache, v_cache)
+    if q.shape[0] == 0:
+        return
+    check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
+                    positions, out)
+    run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], NV_CACHE_INT8,
+                  block_table, positions, window, scale, out)
 
 
 def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache, const float[:, :, :, ::1] v_cache,
