@@ -33,7 +33,7 @@ def work(llm: LLM, seqs: int, context: float) -> dict[str, tuple[float, float]]:
         "down": layers * hidden * inter, "lm_head": spec.vocab_size * hidden,
     }  # fmt: skip
     result = {name: (size * n, 2.0 * n * seqs) for name, n in weights.items()}
-    cache = block_bytes(spec, llm.engine.dtype) / BLOCK_SIZE * context * seqs
+    cache = block_bytes(spec, llm.engine.kv_cache_dtype) / BLOCK_SIZE * context * seqs
     result["attention"] = (cache, 4.0 * layers * q * context * seqs)
     return result
 
@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--seqs", type=int, default=64)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
@@ -50,8 +51,8 @@ def main() -> None:
     args = parser.parse_args()
     threads = {} if args.threads is None else {"threads": args.threads}
     llm = LLM(
-        args.model, dtype=args.dtype, max_num_seqs=args.seqs, max_model_len=args.context + args.steps + 8,
-        enable_prefix_caching=False, **threads,
+        args.model, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, max_num_seqs=args.seqs,
+        max_model_len=args.context + args.steps + 8, enable_prefix_caching=False, **threads,
     )  # fmt: skip
     engine, limits = llm.engine, ceilings(llm.engine)
     _add(engine, args.seqs, args.context, args.steps + 4, 0)
@@ -79,7 +80,8 @@ def main() -> None:
             }
         rows.append(row)
     facts = {
-        "dtype": engine.dtype, "seqs": args.seqs, "step_ms": round(total * 1e3, 2), "kernels": isa.active_level(),
+        "dtype": engine.dtype, "kv_cache_dtype": engine.kv_cache_dtype, "seqs": args.seqs,
+        "step_ms": round(total * 1e3, 2), "kernels": isa.active_level(),
         "threads": engine.runner.team.num_threads, "read_gb_s": round(limits["read_bandwidth"] / 1e9, 1),
         "peak_gflop_s": round(limits["peak"] / 1e9), "load_average": round(os.getloadavg()[0], 2),
     }  # fmt: skip

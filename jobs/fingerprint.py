@@ -46,7 +46,9 @@ class Fingerprints:
         facts = llm.facts()
         model = {key: facts["model"].get(key) for key in ("identity", "rope", "eos_token_ids")}
         model["config"] = _config(Path(facts["model"]["path"]))
-        numerics = [facts["engine"].get("dtype"), job.engine.get("gemm", "native"), facts["kernels"]]
+        engine = facts["engine"]
+        dtypes = [engine.get("dtype"), engine.get("kv_cache_dtype")]
+        numerics = [*dtypes, job.engine.get("gemm", "native"), facts["kernels"]]
         self._common = ":".join([_hash(model), _hash(facts["tokenizer"]["sha256"]), _hash(numerics)])
         self._template = facts["tokenizer"]["chat_template_sha256"]
         self._engine_seed = job.engine.get("seed", 0)

@@ -97,6 +97,7 @@ def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
         "model": (manifest.get("model") or {}).get("identity"),
         "tokenizer": manifest.get("tokenizer"),
         "dtype": engine.get("dtype"),
+        "kv_cache_dtype": engine.get("kv_cache_dtype"),
         "gemm": (job.get("engine") or {}).get("gemm", "native"),
         "kernels": manifest.get("kernels"),
         "sampling": manifest.get("sampling"),

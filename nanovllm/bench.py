@@ -49,7 +49,7 @@ def _floor_s(engine: LLMEngine, limits: dict[str, float], rows: int, logit_rows:
     spec = engine.spec
     itemsize = {"float32": 4, "bfloat16": 2, "int8": 1}[engine.dtype]
     body, head = _body_parameters(engine), spec.vocab_size * spec.hidden_size
-    kv = block_bytes(spec, engine.dtype) / BLOCK_SIZE * context * seqs
+    kv = block_bytes(spec, engine.kv_cache_dtype) / BLOCK_SIZE * context * seqs
     read = ((body + head) * itemsize + kv) / limits["read_bandwidth"]
     attention = 4 * spec.num_hidden_layers * spec.num_attention_heads * spec.head_dim * rows * context
     compute = (2 * body * rows + 2 * head * logit_rows + attention) / limits["peak"]
@@ -122,7 +122,8 @@ def bench_model(
     limits = ceilings(llm.engine)
     rows = list(_measure(llm.engine, limits, repeats, say))
     return {
-        "model": str(llm.model_dir), "dtype": llm.engine.dtype, "kernels": isa.active_level(),
+        "model": str(llm.model_dir), "dtype": llm.engine.dtype, "kv_cache_dtype": llm.engine.kv_cache_dtype,
+        "kernels": isa.active_level(),
         "threads": llm.engine.runner.team.num_threads, "load_s": round(load_s, 3),
         "read_bandwidth_gb_s": round(limits["read_bandwidth"] / 1e9, 1), "peak_gflop_s": round(limits["peak"] / 1e9, 1),
         "load_average": round(os.getloadavg()[0], 2), "measurements": rows,

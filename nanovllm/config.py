@@ -15,6 +15,7 @@ from fractions import Fraction
 from nanovllm.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "int8")
+CACHE_DTYPES = DTYPES
 GEMMS = ("native", "blas")
 _MAX_SIZE = 1 << 63
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -53,6 +54,8 @@ class EngineConfig:
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: most token rows in one step; long prompts are cut into chunks of it.
         max_model_len: longest prompt plus completion; "auto" is what the model and the KV memory allow.
+        kv_cache_dtype: how keys and values are kept, beside weights of any dtype: "float32", "bfloat16", "int8" (one
+            scale for each position and head); "auto" is the weights' own.
         kv_cache_memory: bytes or "2GiB"; "auto" is a share of the memory that is free once the weights are loaded.
         enable_prefix_caching: share the KV blocks of equal prompt beginnings.
         reorder: let waiting requests overtake others, within bounds, to run beside those with the same beginning.
@@ -70,6 +73,7 @@ class EngineConfig:
     max_num_seqs: int | str = "auto"
     max_num_batched_tokens: int | str = "auto"
     max_model_len: int | str = "auto"
+    kv_cache_dtype: str = "auto"
     kv_cache_memory: int | str = "auto"
     enable_prefix_caching: bool = True
     reorder: bool = True
@@ -80,6 +84,10 @@ class EngineConfig:
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, found {self.dtype!r}")
+        if self.kv_cache_dtype not in CACHE_DTYPES:
+            raise ConfigError(
+                f"kv_cache_dtype: expected one of {', '.join(CACHE_DTYPES)}, found {self.kv_cache_dtype!r}"
+            )
         if self.gemm not in GEMMS:
             raise ConfigError(f"gemm: expected one of {', '.join(GEMMS)}, found {self.gemm!r}")
         if self.gemm == "blas" and self.dtype not in ("auto", "float32"):

@@ -54,6 +54,7 @@ def model_info(path: str | Path, max_model_len: int | None = None) -> dict[str, 
     """
     from nanovllm.checkpoint.hub import resolve_model
     from nanovllm.checkpoint.loader import Checkpoint, check_tensors
+    from nanovllm.config import CACHE_DTYPES
     from nanovllm.engine.limits import block_bytes
     from nanovllm.engine.weights import HEAD
     from nanovllm.kernels.decoder import BLOCK_SIZE
@@ -86,7 +87,11 @@ def model_info(path: str | Path, max_model_len: int | None = None) -> dict[str, 
         "chat_template": "yes" if tokenizer.has_chat_template else "no",
         "sampling_defaults": spec.generation_defaults or "built-in",
         "memory_weights_float32": machine.format_bytes(4 * spec.num_parameters),
-        "memory_kv_per_1000_tokens": machine.format_bytes(block_bytes(spec) / BLOCK_SIZE * 1000),
+        "memory_kv_per_1000_tokens": {
+            dtype: machine.format_bytes(block_bytes(spec, dtype) / BLOCK_SIZE * 1000)
+            for dtype in CACHE_DTYPES
+            if dtype != "auto"
+        },
         "identity": identity,
         "warnings": list(spec.warnings),
     }
@@ -110,6 +115,7 @@ def engine_facts(llm: Any) -> dict[str, Any]:
         "tokenizer": {"sha256": llm.tokenizer.sha256, "chat_template_sha256": llm.tokenizer.chat_template_sha256},
         "engine": {
             "dtype": engine.dtype,
+            "kv_cache_dtype": engine.kv_cache_dtype,
             "threads": engine.runner.team.num_threads,
             "max_model_len": limits.max_model_len,
             "max_num_seqs": limits.max_num_seqs,

@@ -93,7 +93,7 @@ def check_invariance(
     requests = make_requests(llm.engine.spec.vocab_size, num_requests)
     alone = _answers(llm, requests, 1)
     # Room for seven of the longest sequences, where many of mixed length want to run and grow.
-    tight = block_bytes(llm.engine.spec, llm.engine.dtype) * 7 * -(-length // BLOCK_SIZE)
+    tight = block_bytes(llm.engine.spec, llm.engine.kv_cache_dtype) * 7 * -(-length // BLOCK_SIZE)
     del llm
     rows = []
     for name, changes, group, backwards in variants(num_requests, tight):

@@ -9,7 +9,7 @@ from typing import Any
 from nanovllm.checkpoint.hub import resolve_model
 from nanovllm.checkpoint.loader import Checkpoint, check_tensors
 from nanovllm.config import EngineConfig
-from nanovllm.engine.limits import Limits, decide_limits, resolve_dtype, step_bytes
+from nanovllm.engine.limits import Limits, decide_limits, resolve_cache_dtype, resolve_dtype, step_bytes
 from nanovllm.engine.weights import HEAD
 from nanovllm.errors import ConfigError, MemoryBudgetError, RequestError
 from nanovllm.machine import available_memory, format_bytes
@@ -32,6 +32,7 @@ class ModelPlan:
         spec: the architecture.
         limits: lengths and batch sizes.
         dtype: how weights will be kept.
+        kv_cache_dtype: what the KV cache will hold.
         weights_bytes: about what the weights will take.
         scratch_bytes: the most that activations and logits of a step take.
         free_bytes: what is free now.
@@ -42,6 +43,7 @@ class ModelPlan:
     spec: ModelSpec
     limits: Limits
     dtype: str
+    kv_cache_dtype: str
     weights_bytes: int
     scratch_bytes: int
     free_bytes: int
@@ -95,12 +97,14 @@ def plan_model(model: str | Path, **settings: Any) -> ModelPlan:
             f"the weights take about {format_bytes(weights)} in {dtype}, and {format_bytes(free)} is free: choose a "
             "smaller dtype or free memory"
         )
-    limits = decide_limits(config, spec, dtype, free - weights)
+    cache_dtype = resolve_cache_dtype(config, dtype)
+    limits = decide_limits(config, spec, cache_dtype, free - weights)
     return ModelPlan(
         tokenizer=Tokenizer.from_pretrained(model_dir, config.chat_template),
         spec=spec,
         limits=limits,
         dtype=dtype,
+        kv_cache_dtype=cache_dtype,
         weights_bytes=weights,
         scratch_bytes=step_bytes(spec, limits.max_num_seqs, limits.max_num_batched_tokens),
         free_bytes=free,

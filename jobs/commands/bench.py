@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("model", metavar="MODEL", help="Hugging Face directory or hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or int8")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="auto, float32, bfloat16 or int8")
     parser.add_argument("--gemm", default="native", help="native, or blas (float32 only)")
     parser.add_argument("--threads", type=int, default=None, help="default: what affinity and cgroup allow")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each kind; the median is shown")
@@ -29,7 +30,9 @@ def main(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     from nanovllm import bench_model, check_invariance, resolve_model
 
-    settings: dict[str, Any] = {"dtype": arguments.dtype, "gemm": arguments.gemm}
+    settings: dict[str, Any] = {
+        "dtype": arguments.dtype, "kv_cache_dtype": arguments.kv_cache_dtype, "gemm": arguments.gemm,
+    }  # fmt: skip
     if arguments.threads is not None:
         settings["threads"] = arguments.threads
     if arguments.check_invariance:
@@ -63,8 +66,8 @@ def _say(text: str) -> None:
 
 def _lines(result: dict[str, Any]) -> list[str]:
     head = [
-        f"{result['model']}: {result['dtype']}, kernels {result['kernels']}, {result['threads']} threads, "
-        f"loaded in {result['load_s']} s",
+        f"{result['model']}: {result['dtype']}, KV cache {result['kv_cache_dtype']}, kernels {result['kernels']}, "
+        f"{result['threads']} threads, loaded in {result['load_s']} s",
         f"ceilings: read {result['read_bandwidth_gb_s']} GB/s, multiply {result['peak_gflop_s']} GFLOP/s "
         f"(load average {result['load_average']})",
         f"{'':<14}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'of the floor':>14}",

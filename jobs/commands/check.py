@@ -101,7 +101,8 @@ def _show_row(rows: Iterator[Any], index: int, plan: Any) -> int:
 def _report_lines(job: Any, plan: Any, report: Any) -> Iterator[str]:
     limits = plan.limits
     yield f"job:      {job.name} ({job.path})"
-    yield f"model:    {job.model}: {plan.spec.model_type}, {plan.dtype}, max_model_len {limits.max_model_len}"
+    dtypes = f"{plan.dtype}, KV cache {plan.kv_cache_dtype}"
+    yield f"model:    {job.model}: {plan.spec.model_type}, {dtypes}, max_model_len {limits.max_model_len}"
     counts = f"{report.ok} ok ({report.cut} cut), {report.errors} errors, {report.skipped} skipped"
     yield f"rows:     {report.rows}: {counts}"
     for code, number in report.errors_by_code.most_common():

@@ -22,8 +22,8 @@ RUN_SUFFIX = ".run"
 
 _JOB_FLAGS = ("model", "limit", "restart", "progress", "served_model_name")
 _ENGINE_FLAGS = (
-    "dtype", "threads", "seed", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "generation_config",
-    "chat_template", "enable_prefix_caching",
+    "dtype", "kv_cache_dtype", "threads", "seed", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
+    "generation_config", "chat_template", "enable_prefix_caching",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--served-model-name", metavar="S", nargs="+", help="names that lines may use for the model; default: any"
     )
     parser.add_argument("--dtype", metavar="T", help="how weights are kept: auto, float32, bfloat16, int8")
+    parser.add_argument("--kv-cache-dtype", metavar="T", help="how keys and values are kept: the same, auto as weights")
     parser.add_argument("--threads", metavar="N", type=auto_or_count, help="auto or a number")
     parser.add_argument("--seed", metavar="N", type=int, help="seeds the lines that bring no seed")
     parser.add_argument("--max-model-len", metavar="N", type=auto_or_count, help="prompt plus completion")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nanovllm.config import EngineConfig
 from nanovllm.errors import ConfigError, MemoryBudgetError
 from nanovllm.kernels import isa
-from nanovllm.kernels.decoder import BLOCK_SIZE, padded_head_dim
+from nanovllm.kernels.decoder import BLOCK_SIZE, cache_block_bytes
 from nanovllm.machine import format_bytes
 from nanovllm.models.spec import ModelSpec
 
@@ -15,6 +15,8 @@ DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 512
 # Half of what is free: the rest is for the page cache of the weights' file, activations and the user's other programs.
 KV_SHARE = 0.5
+# The cache's rounding is to be smaller than that of the weights beside it; docs/performance.md has what it costs.
+AUTO_CACHE_DTYPE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,14 @@ def resolve_dtype(config: EngineConfig) -> str:
     return "bfloat16" if isa.has_bf16_units() and config.gemm == "native" else "float32"
 
 
-def block_bytes(spec: ModelSpec, dtype: str = "float32") -> int:
-    """Bytes of one KV block over all layers: float32 beside float32 weights, else bfloat16."""
-    width = spec.head_dim + padded_head_dim(spec.head_dim)
-    return spec.num_hidden_layers * spec.num_key_value_heads * BLOCK_SIZE * width * (4 if dtype == "float32" else 2)
+def resolve_cache_dtype(config: EngineConfig, dtype: str) -> str:
+    """Decide what the KV cache beside weights of `dtype` holds."""
+    return AUTO_CACHE_DTYPE[dtype] if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+
+
+def block_bytes(spec: ModelSpec, cache_dtype: str = "float32") -> int:
+    """Bytes of one KV block over all layers."""
+    return spec.num_hidden_layers * spec.num_key_value_heads * cache_block_bytes(cache_dtype, spec.head_dim)
 
 
 def step_bytes(spec: ModelSpec, seqs: int, tokens: int) -> int:
@@ -64,7 +70,7 @@ def _wanted_length(config: EngineConfig, spec: ModelSpec) -> int:
     return config.max_model_len
 
 
-def decide_limits(config: EngineConfig, spec: ModelSpec, dtype: str, free_bytes: int) -> Limits:
+def decide_limits(config: EngineConfig, spec: ModelSpec, cache_dtype: str, free_bytes: int) -> Limits:
     """Size the engine for `free_bytes` of free memory (the weights already loaded).
 
     Raises:
@@ -75,7 +81,7 @@ def decide_limits(config: EngineConfig, spec: ModelSpec, dtype: str, free_bytes:
     seqs = DEFAULT_MAX_NUM_SEQS if config.max_num_seqs == "auto" else config.max_num_seqs
     tokens = config.max_num_batched_tokens
     tokens = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, seqs) if tokens == "auto" else tokens
-    each = block_bytes(spec, dtype)
+    each = block_bytes(spec, cache_dtype)
     if config.kv_cache_memory == "auto":
         budget = min(int(free_bytes * KV_SHARE), seqs * -(-length // BLOCK_SIZE) * each)
         source = f"half of the {format_bytes(free_bytes)} that is free"

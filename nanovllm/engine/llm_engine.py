@@ -16,7 +16,7 @@ from nanovllm.checkpoint.loader import Checkpoint
 from nanovllm.config import EngineConfig
 from nanovllm.engine.batch import Batch
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.limits import Limits, decide_limits, resolve_dtype
+from nanovllm.engine.limits import Limits, decide_limits, resolve_cache_dtype, resolve_dtype
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -52,6 +52,7 @@ class LLMEngine:
         limits: Limits,
         enable_prefix_caching: bool = True,
         dtype: str = "float32",
+        kv_cache_dtype: str = "float32",
         reorder: bool = True,
     ):
         self.spec = spec
@@ -61,6 +62,7 @@ class LLMEngine:
         self.scheduler = Scheduler(self.block_manager, limits.max_num_seqs, limits.max_num_batched_tokens, reorder)
         self.stats = EngineStats()
         self.dtype = dtype
+        self.kv_cache_dtype = kv_cache_dtype
 
     @property
     def has_unfinished(self) -> bool:
@@ -210,6 +212,7 @@ def load_engine(
     for text in spec.warnings:
         warnings.warn(text, stacklevel=2)
     dtype = resolve_dtype(config)
+    cache_dtype = resolve_cache_dtype(config, dtype)
     team = Team(usable_cpus() if config.threads == "auto" else config.threads)
     with Checkpoint(model_dir) as checkpoint:
         identity = checkpoint.identity()
@@ -221,6 +224,7 @@ def load_engine(
             f"{shown}",
             stacklevel=2,
         )
-    limits = decide_limits(config, spec, dtype, available_memory())
-    runner = ModelRunner(spec, weights, limits, team)
-    return LLMEngine(spec, runner, limits, config.enable_prefix_caching, dtype, config.reorder), identity
+    limits = decide_limits(config, spec, cache_dtype, available_memory())
+    runner = ModelRunner(spec, weights, limits, team, cache_dtype)
+    engine = LLMEngine(spec, runner, limits, config.enable_prefix_caching, dtype, cache_dtype, config.reorder)
+    return engine, identity

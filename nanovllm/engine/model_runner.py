@@ -25,12 +25,13 @@ LOGPROB_ROWS = 32
 class ModelRunner:
     """Owns the decoder and the scratch of sampling."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits, team: Team):
+    def __init__(self, spec: ModelSpec, weights: Weights, limits: Limits, team: Team, cache_dtype: str):
         self.spec = spec
         self.team = team
         self.decoder = Decoder(
             team, spec, spec.rope.inv_freq, spec.rope.attention_scaling, weights.embedding, weights.final_norm,
-            weights.lm_head, weights.layers, limits.num_blocks, limits.max_num_batched_tokens, weights.hadamard_block,
+            weights.lm_head, weights.layers, limits.num_blocks, limits.max_num_batched_tokens, cache_dtype,
+            weights.hadamard_block,
         )  # fmt: skip
         self.sampler = Sampler(team, spec.vocab_size)
         self._logits = np.empty((0, spec.vocab_size), np.float32)

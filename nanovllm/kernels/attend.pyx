@@ -6,7 +6,7 @@ A tile is up to NV_ATTN_ROWS query rows that share one KV head; what the kernel 
 from libc.stdint cimport int32_t, uint16_t
 
 from nanovllm.kernels.cascade cimport cascade_t
-from nanovllm.kernels.isa cimport NV_ATTN_ROWS, NV_BF16, NV_BLOCK, nv_attention
+from nanovllm.kernels.isa cimport NV_ATTN_ROWS, NV_BF16, nv_attention
 from nanovllm.kernels.step cimport layer_t, model_t, step_t
 from nanovllm.kernels.team cimport team_barrier
 
@@ -33,16 +33,13 @@ cdef void open_tile(step_t *s, const layer_t *layer, Py_ssize_t kv_head, int tid
     """A tile without rows over one KV head of a layer."""
     cdef const model_t *m = s.m
     cdef nv_attention *a = &t.a
-    cdef Py_ssize_t dim = m.head_dim
     cdef char *scratch = s.thread_scratch + tid * s.scratch_stride
     a.q, a.out = s.qkv, <float *>scratch if m.kind == NV_BF16 else s.attn
     a.q_offset, a.out_offset, a.position, a.state = t.q_offset, t.out_offset, t.position, t.state
-    a.head_dim, a.v_stride, a.is_bf16 = m.head_dim, m.v_stride, m.cache_is_bf16
+    a.head_dim, a.v_stride, a.cache = m.head_dim, m.v_stride, m.cache
     a.window, a.scale = layer.window, m.scale
-    a.k_block_stride = m.num_kv_heads * dim * NV_BLOCK
-    a.v_block_stride = m.num_kv_heads * NV_BLOCK * <Py_ssize_t>m.v_stride
-    a.k_cache = layer.k_cache + kv_head * dim * NV_BLOCK * m.cache_bytes
-    a.v_cache = layer.v_cache + kv_head * NV_BLOCK * m.v_stride * m.cache_bytes
+    a.k_block_stride, a.v_block_stride = m.num_kv_heads * m.k_block_bytes, m.num_kv_heads * m.v_block_bytes
+    a.k_cache, a.v_cache = layer.k_cache + kv_head * m.k_block_bytes, layer.v_cache + kv_head * m.v_block_bytes
     a.scratch = <float *>(scratch + s.attention_at)
     a.num_rows = a.done = 0
 

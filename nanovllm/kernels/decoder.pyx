@@ -24,9 +24,9 @@ from nanovllm.kernels.linear cimport Linear, rows_t
 from nanovllm.kernels.step cimport NUM_PHASES, OWN_NORM_ROWS, model_t, step_t
 from nanovllm.kernels.team cimport Team, team_run
 
-from nanovllm.kernels.decoder_model import padded_head_dim
+from nanovllm.kernels.decoder_model import cache_block_bytes
 
-__all__ = ["BLOCK_SIZE", "PHASES", "Decoder", "padded_head_dim"]
+__all__ = ["BLOCK_SIZE", "PHASES", "Decoder", "cache_block_bytes"]
 
 BLOCK_SIZE = NV_BLOCK
 
@@ -48,6 +48,7 @@ cdef class Decoder:
             Linears qkv, o, gate_up, down, all of one kind; gate_up is gated unless that kind is "blas".
         num_blocks: KV blocks of BLOCK_SIZE positions for every layer.
         max_rows: most token rows of one step (sizes the scratch).
+        cache_dtype: of the KV cache, float32, bfloat16 or int8; any goes beside any kind.
         hadamard_block: the int8 scheme's rotation of down's input.
     """
 
@@ -65,11 +66,11 @@ cdef class Decoder:
     cdef readonly object v_cache
 
     def __cinit__(self, Team team, spec, inv_freq, float rope_scaling, embedding, final_norm, Linear lm_head, layers,
-                  Py_ssize_t num_blocks, Py_ssize_t max_rows, int hadamard_block=1):
+                  Py_ssize_t num_blocks, Py_ssize_t max_rows, str cache_dtype, int hadamard_block=1):
         if num_blocks < 1 or max_rows < 1:
             raise ValueError(f"num_blocks and max_rows must be positive, found {num_blocks} and {max_rows}")
         self.model = Model(team, spec, inv_freq, rope_scaling, embedding, final_norm, lm_head, layers, num_blocks,
-                           hadamard_block)
+                           hadamard_block, cache_dtype)
         self.m, self.team, self.keep = &self.model.c, team, []
         self.num_blocks, self.max_rows, self.vocab_size = num_blocks, max_rows, self.model.vocab_size
         self.k_cache, self.v_cache = self.model.k_cache, self.model.v_cache

@@ -8,7 +8,10 @@ import numpy as np
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint16_t
 
-from nanovllm.kernels.isa cimport NV_BF16, NV_BLAS_F32, NV_BLOCK, NV_F32, NV_INT8, NV_V_ALIGN, kernels
+from nanovllm.kernels.isa cimport (
+    NV_BF16, NV_BLAS_F32, NV_CACHE_BF16, NV_CACHE_F32, NV_CACHE_INT8, NV_F32, kernels, nv_k_block_bytes, nv_v_block_bytes,
+    nv_v_stride,
+)
 from nanovllm.kernels.linear cimport Linear
 from nanovllm.kernels.step cimport layer_t
 from nanovllm.kernels.team cimport Team
@@ -16,16 +19,22 @@ from nanovllm.kernels.team cimport Team
 from nanovllm.kernels import memory
 
 
-def padded_head_dim(int head_dim):
-    """Width of a value row in the KV cache: whole vectors of every level."""
-    return (head_dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
+CACHES = {"float32": NV_CACHE_F32, "bfloat16": NV_CACHE_BF16, "int8": NV_CACHE_INT8}
+CACHE_ELEMENTS = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.uint8}
+MAX_KEY_BLOCK = 64  # of the rotation of keys, the largest that the kernel has
+
+
+def cache_block_bytes(str cache_dtype, int head_dim):
+    """Bytes of one block and KV head of the cache, keys and values together."""
+    cdef int cache = CACHES[cache_dtype]
+    return nv_k_block_bytes(cache, head_dim) + nv_v_block_bytes(cache, head_dim)
 
 
 cdef class Model:
     """Everything that stays from step to step; the arguments are those of `Decoder`."""
 
     def __cinit__(self, Team team, spec, inv_freq, float rope_scaling, embedding, final_norm, Linear lm_head, layers,
-                  Py_ssize_t num_blocks, int hadamard_block):
+                  Py_ssize_t num_blocks, int hadamard_block, str cache_dtype):
         self.keep = [team, layers, lm_head]
         self.num_blocks = num_blocks
         self._set_sizes(spec, rope_scaling)
@@ -37,9 +46,7 @@ cdef class Model:
         self._check(lm_head, self.vocab_size, self.c.hidden_size, "lm_head")
         self.c.lm_head = &lm_head.c
         self._set_embedding(embedding)
-        self.c.cache_is_bf16 = self.c.kind in (NV_BF16, NV_INT8)
-        self.c.cache_bytes = 2 if self.c.cache_is_bf16 else 4
-        self._set_cache()
+        self._set_cache(cache_dtype)
         self.c.layers = <layer_t *>PyMem_Calloc(self.c.num_layers, sizeof(layer_t))
         if self.c.layers == NULL:
             raise MemoryError("no memory for the table of layers")
@@ -56,7 +63,7 @@ cdef class Model:
         self.c.hidden_size, self.c.intermediate_size = spec.hidden_size, spec.intermediate_size
         self.c.num_heads, self.c.num_kv_heads = spec.num_attention_heads, spec.num_key_value_heads
         self.c.head_dim = spec.head_dim
-        self.c.v_stride = padded_head_dim(spec.head_dim)
+        self.c.v_stride = <int>nv_v_stride(spec.head_dim)
         self.c.eps = spec.rms_norm_eps
         self.c.scale = spec.head_dim ** -0.5
         self.c.rope_scaling = rope_scaling
@@ -92,14 +99,16 @@ cdef class Model:
             wide = embedding
             self.c.embedding_f32 = &wide[0, 0]
 
-    def _set_cache(self):
-        shape = (self.c.num_layers, self.num_blocks, self.c.num_kv_heads)
+    def _set_cache(self, str cache_dtype):
+        self.c.cache = CACHES[cache_dtype]
+        self.c.key_block = min(self.c.head_dim & -self.c.head_dim, MAX_KEY_BLOCK) if cache_dtype == "int8" else 1
+        self.c.k_block_bytes = nv_k_block_bytes(self.c.cache, self.c.head_dim)
+        self.c.v_block_bytes = nv_v_block_bytes(self.c.cache, self.c.head_dim)
+        shape = (self.c.num_layers, self.num_blocks, self.c.num_kv_heads, -1)
+        count, element = self.c.num_layers * self.num_blocks * self.c.num_kv_heads, CACHE_ELEMENTS[cache_dtype]
         # Pages come from the system on first touch: a cache that is never filled costs no memory.
-        dtype = np.uint16 if self.c.cache_is_bf16 else np.float32
-        count, size = self.c.num_layers * self.num_blocks * self.c.num_kv_heads, self.c.cache_bytes
-        keys, values = self.c.head_dim * NV_BLOCK, NV_BLOCK * self.c.v_stride
-        self.k_cache = memory.zeros(count * keys * size).view(dtype).reshape(*shape, keys)
-        self.v_cache = memory.zeros(count * values * size).view(dtype).reshape(*shape, values)
+        self.k_cache = memory.zeros(count * self.c.k_block_bytes).view(element).reshape(shape)
+        self.v_cache = memory.zeros(count * self.c.v_block_bytes).view(element).reshape(shape)
 
     def _set_layer(self, int i, dict weights, int window):
         cdef layer_t *layer = &self.c.layers[i]

@@ -1,6 +1,6 @@
 """The active table of C kernels (csrc/kernels.h), for other Cython modules."""
 
-from libc.stdint cimport int8_t, int32_t, uint16_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint64_t
 
 
 cdef extern from "csrc/linear.h" nogil:
@@ -56,6 +56,9 @@ cdef extern from "csrc/kernels.h" nogil:
         NV_PIECE
         NV_ATTN_ROWS
         NV_V_ALIGN
+        NV_CACHE_F32
+        NV_CACHE_BF16
+        NV_CACHE_INT8
 
     ctypedef struct nv_attention:
         const float *q
@@ -64,7 +67,7 @@ cdef extern from "csrc/kernels.h" nogil:
         const Py_ssize_t *out_offset
         const int32_t *position
         int num_rows
-        int is_bf16
+        int cache
         const void *k_cache
         const void *v_cache
         Py_ssize_t k_block_stride
@@ -78,6 +81,9 @@ cdef extern from "csrc/kernels.h" nogil:
         float **state
         float *scratch
 
+    Py_ssize_t nv_v_stride(int head_dim)
+    Py_ssize_t nv_k_block_bytes(int cache, int head_dim)
+    Py_ssize_t nv_v_block_bytes(int cache, int head_dim)
     size_t nv_attention_scratch(int head_dim)
     size_t nv_attention_part(int head_dim)
     size_t nv_attention_state(int head_dim)
@@ -96,6 +102,8 @@ cdef extern from "csrc/kernels.h" nogil:
         float (*inverse_rms)(const float *x, Py_ssize_t n, float eps) noexcept nogil
         void (*to_bf16)(const float *x, uint16_t *y, Py_ssize_t n, Py_ssize_t n_padded) noexcept nogil
         float (*to_int8)(const float *x, int8_t *y, Py_ssize_t n, Py_ssize_t n_padded, float factor) noexcept nogil
+        void (*store_int8)(const float *k, const float *v, int head_dim, char *k_block, char *v_block, int offset,
+                           uint8_t *temp) noexcept nogil
         void (*hadamard)(float *x, Py_ssize_t n, int block) noexcept nogil
         uint64_t (*read_all)(const void *data, size_t bytes) noexcept nogil
         void (*gemm)(const nv_gemm *task, Py_ssize_t panel_begin, Py_ssize_t panel_end) noexcept nogil

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from libc.stdint cimport int32_t, uint16_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t
 
 from nanovllm.kernels.isa cimport (
-    NV_ATTN_ROWS, NV_BLOCK, NV_V_ALIGN, kernels, nv_attention, nv_attention_scratch,
+    NV_ATTN_ROWS, NV_BLOCK, NV_CACHE_BF16, NV_CACHE_F32, NV_CACHE_INT8, kernels, nv_attention, nv_attention_scratch,
+    nv_k_block_bytes, nv_v_block_bytes, nv_v_stride,
 )
 
 
@@ -84,7 +85,7 @@ def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_c
                          const int32_t[::1] block_table, const int32_t[::1] positions, int window, float scale,
                          float[:, :, ::1] out):
     """`paged_attention` over a bfloat16 cache, as `pack_bf16_cache` lays it out."""
-    cdef Py_ssize_t dim = q.shape[2], padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
+    cdef Py_ssize_t dim = q.shape[2], padded = nv_v_stride(<int>dim)
     if k_cache.shape[2] != dim * NV_BLOCK or v_cache.shape[2] != padded * NV_BLOCK or q.shape[1] % k_cache.shape[1]:
         raise ValueError(f"k_cache {tuple(k_cache.shape)[:3]} and v_cache {tuple(v_cache.shape)[:3]} do not fit heads "
                          f"of {dim}")
@@ -92,8 +93,52 @@ def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_c
         return
     check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
                     positions, out)
-    run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], 2, block_table,
+    run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], NV_CACHE_BF16, block_table,
                   positions, window, scale, out)
+
+
+def write_int8_cache(const float[:, :, ::1] k, const float[:, :, ::1] v, slots, uint8_t[:, :, ::1] k_cache,
+                     uint8_t[:, :, ::1] v_cache):
+    """Store rows k, v [num_rows, num_kv_heads, head_dim] in slots of an int8 cache.
+
+    Args:
+        k_cache: [num_blocks, num_kv_heads, bytes of a block] as in csrc/kernels.h, written; v_cache: likewise.
+    """
+    cdef int dim = <int>k.shape[2]
+    cdef Py_ssize_t row, head, slot
+    cdef uint8_t[::1] temp = np.empty(dim, np.uint8)
+    check_int8_cache(k.shape[1], dim, k_cache, v_cache)
+    for row in range(k.shape[0]):
+        slot = slots[row]
+        if not 0 <= slot < k_cache.shape[0] * NV_BLOCK:
+            raise ValueError(f"slot {slot} is outside the cache of {k_cache.shape[0] * NV_BLOCK}")
+        for head in range(k.shape[1]):
+            kernels().store_int8(&k[row, head, 0], &v[row, head, 0], dim, <char *>&k_cache[slot // NV_BLOCK, head, 0],
+                                 <char *>&v_cache[slot // NV_BLOCK, head, 0], <int>(slot % NV_BLOCK), &temp[0])
+
+
+cdef check_int8_cache(Py_ssize_t kv_heads, int dim, const uint8_t[:, :, ::1] k_cache,
+                      const uint8_t[:, :, ::1] v_cache):
+    wanted = nv_k_block_bytes(NV_CACHE_INT8, dim), nv_v_block_bytes(NV_CACHE_INT8, dim)
+    if (k_cache.shape[1] != kv_heads or v_cache.shape[1] != kv_heads or v_cache.shape[0] != k_cache.shape[0]
+            or (k_cache.shape[2], v_cache.shape[2]) != wanted):
+        raise ValueError(f"blocks of {k_cache.shape[2], v_cache.shape[2]} bytes and {k_cache.shape[1]} heads do not "
+                         f"fit {kv_heads} heads of {dim}, which take {wanted}")
+
+
+def paged_attention_int8(const float[:, :, ::1] q, const uint8_t[:, :, ::1] k_cache, const uint8_t[:, :, ::1] v_cache,
+                         const int32_t[::1] block_table, const int32_t[::1] positions, int window, float scale,
+                         float[:, :, ::1] out):
+    """`paged_attention` over an int8 cache, as `write_int8_cache` fills it."""
+    if k_cache.shape[1] == 0 or q.shape[1] % k_cache.shape[1]:
+        raise ValueError(f"{q.shape[1]} heads do not share {k_cache.shape[1]} heads of the cache")
+    check_int8_cache(k_cache.shape[1], <int>q.shape[2], k_cache, v_cache)
+    if q.shape[0] == 0:
+        return
+    check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
+                    positions, out)
+    run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], NV_CACHE_INT8,
+                  block_table, positions, window, scale, out)
 
 
 def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache, const float[:, :, :, ::1] v_cache,
@@ -107,7 +152,7 @@ def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache,
             the head_dim padded to a multiple of 32.
         window: 0, or how many positions up to its own a row sees.
     """
-    cdef Py_ssize_t dim = q.shape[2], padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN
+    cdef Py_ssize_t dim = q.shape[2], padded = nv_v_stride(<int>dim)
     if (k_cache.shape[2] != dim or k_cache.shape[3] != NV_BLOCK or v_cache.shape[3] != padded
             or k_cache.shape[1] == 0 or q.shape[1] % k_cache.shape[1]):
         raise ValueError(f"q has {q.shape[1]} heads of {dim}; k_cache {tuple(k_cache.shape)[1:4]}, "
@@ -116,15 +161,16 @@ def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache,
         return
     check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
                     positions, out)
-    run_attention(q, <const char *>&k_cache[0, 0, 0, 0], <const char *>&v_cache[0, 0, 0, 0], k_cache.shape[1], 4,
+    run_attention(q, <const char *>&k_cache[0, 0, 0, 0], <const char *>&v_cache[0, 0, 0, 0], k_cache.shape[1], NV_CACHE_F32,
                   block_table, positions, window, scale, out)
 
 
 cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_cache, Py_ssize_t kv_heads,
-                   Py_ssize_t itemsize, const int32_t[::1] block_table, const int32_t[::1] positions, int window,
+                   int cache, const int32_t[::1] block_table, const int32_t[::1] positions, int window,
                    float scale, float[:, :, ::1] out):
     cdef Py_ssize_t rows = q.shape[0], heads = q.shape[1], dim = q.shape[2], group = heads // kv_heads
-    cdef Py_ssize_t padded = (dim + NV_V_ALIGN - 1) // NV_V_ALIGN * NV_V_ALIGN, kv_head, index, r, row, head
+    cdef Py_ssize_t padded = nv_v_stride(<int>dim), kv_head, index, r, row, head
+    cdef Py_ssize_t k_bytes = nv_k_block_bytes(cache, <int>dim), v_bytes = nv_v_block_bytes(cache, <int>dim)
     cdef Py_ssize_t q_offset[NV_ATTN_ROWS]
     cdef Py_ssize_t out_offset[NV_ATTN_ROWS]
     cdef int32_t position[NV_ATTN_ROWS]
@@ -133,11 +179,10 @@ cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_
     cdef float[::1] scratch_view = scratch
     a.q, a.out, a.q_offset, a.out_offset, a.position = &q[0, 0, 0], &out[0, 0, 0], q_offset, out_offset, position
     a.block_table, a.head_dim, a.v_stride, a.window = &block_table[0], <int>dim, <int>padded, window
-    a.k_block_stride, a.v_block_stride = kv_heads * dim * NV_BLOCK, kv_heads * NV_BLOCK * padded
-    a.scale, a.scratch, a.is_bf16, a.done, a.state = scale, &scratch_view[0], itemsize == 2, 0, NULL
+    a.k_block_stride, a.v_block_stride = kv_heads * k_bytes, kv_heads * v_bytes
+    a.scale, a.scratch, a.cache, a.done, a.state = scale, &scratch_view[0], cache, 0, NULL
     for kv_head in range(kv_heads):
-        a.k_cache = k_cache + kv_head * dim * NV_BLOCK * itemsize
-        a.v_cache = v_cache + kv_head * NV_BLOCK * padded * itemsize
+        a.k_cache, a.v_cache = k_cache + kv_head * k_bytes, v_cache + kv_head * v_bytes
         for index in range(0, rows * group, NV_ATTN_ROWS):
             a.num_rows = <int>min(NV_ATTN_ROWS, rows * group - index)
             for r in range(a.num_rows):

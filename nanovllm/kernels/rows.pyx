@@ -4,10 +4,10 @@ Each takes a thread's share of a step's rows; none knows what multiplies them.
 """
 
 from libc.math cimport cosf, sinf
-from libc.stdint cimport int8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
-from nanovllm.kernels.isa cimport NV_BF16, NV_BLOCK, NV_INT8, NV_PANEL
+from nanovllm.kernels.isa cimport NV_BF16, NV_BLOCK, NV_CACHE_BF16, NV_CACHE_INT8, NV_INT8, NV_PANEL
 from nanovllm.kernels.linear cimport rows_t
 from nanovllm.kernels.step cimport OWN_NORM_ROWS, PHASE_NORM, layer_t, meet, model_t, step_t
 
@@ -66,32 +66,39 @@ cdef void store_kv(const model_t *m, const layer_t *layer, const float *k, const
                    uint16_t *temp) noexcept nogil:
     """Write one row's keys and values into their slot of every KV head."""
     cdef Py_ssize_t dim = m.head_dim, block = slot // NV_BLOCK, offset = slot % NV_BLOCK, head, place, d
-    cdef Py_ssize_t k_at, v_at
+    cdef char *k_block
+    cdef char *v_block
     cdef float *k_f32
     cdef uint16_t *k_bf16
     cdef uint16_t *v_bf16
     for head in range(m.num_kv_heads):
         place = block * m.num_kv_heads + head
-        k_at, v_at = place * dim * NV_BLOCK * m.cache_bytes, place * NV_BLOCK * m.v_stride * m.cache_bytes
-        if m.cache_is_bf16:
+        k_block, v_block = layer.k_cache + place * m.k_block_bytes, layer.v_cache + place * m.v_block_bytes
+        if m.cache == NV_CACHE_INT8:
+            m.k.store_int8(k + head * dim, v + head * dim, <int>dim, k_block, v_block, <int>offset, <uint8_t *>temp)
+        elif m.cache == NV_CACHE_BF16:
             m.k.to_bf16(k + head * dim, temp, dim, dim)
-            k_bf16 = <uint16_t *>(layer.k_cache + k_at) + offset * 2
+            k_bf16 = <uint16_t *>k_block + offset * 2
             for d in range(dim):
                 k_bf16[d // 2 * NV_BLOCK * 2 + d % 2] = temp[d]
             m.k.to_bf16(v + head * dim, temp, dim, dim)
-            v_bf16 = <uint16_t *>(layer.v_cache + v_at) + offset // 2 * 2 * m.v_stride + offset % 2
+            v_bf16 = <uint16_t *>v_block + offset // 2 * 2 * m.v_stride + offset % 2
             for d in range(dim):
                 v_bf16[d * 2] = temp[d]
         else:
-            k_f32 = <float *>(layer.k_cache + k_at) + offset
+            k_f32 = <float *>k_block + offset
             for d in range(dim):
                 k_f32[d * NV_BLOCK] = k[head * dim + d]
-            memcpy(<float *>(layer.v_cache + v_at) + offset * m.v_stride, v + head * dim, dim * sizeof(float))
+            memcpy(<float *>v_block + offset * m.v_stride, v + head * dim, dim * sizeof(float))
 
 
 cdef void rotate_and_store(step_t *s, const layer_t *layer, Py_ssize_t begin, Py_ssize_t end,
                            uint16_t *temp) noexcept nogil:
-    """Apply q/k norm and RoPE in place; write the rows' keys and values into the cache."""
+    """Apply q/k norm and RoPE in place; write the rows' keys and values into the cache.
+
+    For an int8 cache q and k are turned by one orthogonal matrix, which changes no product of theirs: it spreads the
+    few channels of large values that keys have over their neighbours.
+    """
     cdef const model_t *m = s.m
     cdef Py_ssize_t dim = m.head_dim, half = dim // 2, row, head
     cdef Py_ssize_t stride = (m.num_heads + 2 * m.num_kv_heads) * dim
@@ -105,6 +112,7 @@ cdef void rotate_and_store(step_t *s, const layer_t *layer, Py_ssize_t begin, Py
             m.k.rms_norm(k, dim, layer.k_norm, k, dim, m.num_kv_heads, dim, m.eps)
         for head in range(m.num_heads + m.num_kv_heads):
             m.k.rope(q + head * dim, s.cosines + row * half, s.sines + row * half, dim)
+        m.k.hadamard(q, (m.num_heads + m.num_kv_heads) * dim, m.key_block)
         store_kv(m, layer, k, k + m.num_kv_heads * dim, s.slots[row], temp)
 
 

@@ -54,8 +54,10 @@ cdef struct model_t:
     int num_kv_heads
     int head_dim
     int v_stride
-    int cache_is_bf16
-    Py_ssize_t cache_bytes        # of one element of the KV cache
+    int cache                     # NV_CACHE_*
+    Py_ssize_t k_block_bytes      # of one block and KV head
+    Py_ssize_t v_block_bytes
+    int key_block                 # int8 cache: q and k are rotated in blocks of this; 1: not
     float eps
     float scale
     float rope_scaling            # multiplies cos and sin (YaRN and LongRoPE attention factor)

@@ -68,7 +68,7 @@ static void check_gemm(const nv_kernels *k, int kind, ptrdiff_t n, ptrdiff_t dep
 }
 
 static void check_attention(const nv_kernels *k, int dim, int context, int window) {
-    const int stride = (dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN, blocks = context / NV_BLOCK + 1;
+    const int stride = (int)nv_v_stride(dim), blocks = context / NV_BLOCK + 1;
     float *keys = malloc(sizeof(float) * (size_t)(blocks * dim * NV_BLOCK));
     float *values = malloc(sizeof(float) * (size_t)(blocks * NV_BLOCK * stride));
     float *q = malloc(sizeof(float) * (size_t)dim), *out = malloc(sizeof(float) * (size_t)dim);
@@ -80,8 +80,8 @@ static void check_attention(const nv_kernels *k, int dim, int context, int windo
     for (int i = 0; i < blocks; i++) table[i] = blocks - 1 - i;
     const ptrdiff_t zero = 0;
     nv_attention a = {.q = q, .out = out, .q_offset = &zero, .out_offset = &zero, .position = &position, .num_rows = 1,
-                      .k_cache = keys, .v_cache = values, .k_block_stride = dim * NV_BLOCK,
-                      .v_block_stride = NV_BLOCK * stride, .block_table = table, .head_dim = dim, .v_stride = stride,
+                      .k_cache = keys, .v_cache = values, .k_block_stride = nv_k_block_bytes(NV_CACHE_F32, dim),
+                      .v_block_stride = nv_v_block_bytes(NV_CACHE_F32, dim), .block_table = table, .head_dim = dim, .v_stride = stride,
                       .window = window, .scale = 0.5f};
     a.scratch = malloc(sizeof(float) * nv_attention_scratch(dim));
     k->attention(&a);

@@ -4,13 +4,15 @@ Our own kernels add up in an order that depends on the inner dimension alone, so
 BLAS chooses its order by shape: there only tokens whose margin is clear are compared.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanovllm.config import EngineConfig
-from nanovllm.engine.limits import block_bytes
+from nanovllm.engine.limits import block_bytes, resolve_cache_dtype
 from nanovllm.engine.llm_engine import load_engine
 from nanovllm.engine.sequence import Sequence
 from nanovllm.models import load_spec
@@ -18,18 +20,29 @@ from nanovllm.sampling_params import SamplingParams
 
 MAX_MODEL_LEN = 160
 MARGIN = 1e-3  # of the two best logits, as for the oracle
-KINDS = [("float32", "native"), ("bfloat16", "native"), ("int8", "native"), ("float32", "blas")]
+# dtype, gemm, kv_cache_dtype; what BLAS multiplies comes last.
+KINDS = [
+    ("float32", "native", "float32"),
+    ("bfloat16", "native", "bfloat16"),
+    ("int8", "native", "int8"),
+    ("float32", "native", "int8"),
+    ("int8", "native", "bfloat16"),
+    ("bfloat16", "native", "float32"),
+    ("float32", "blas", "float32"),
+]
+NAMES = ("dtype", "gemm", "kv_cache_dtype")
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
 def kind(request):
-    return dict(zip(("dtype", "gemm"), request.param, strict=True))
+    return dict(zip(NAMES, request.param, strict=True))
 
 
 def make(models_dir, case, num_blocks=40, **settings):
     spec = load_spec(models_dir / case, MAX_MODEL_LEN)
-    size = block_bytes(spec, settings.get("dtype", "float32")) * num_blocks
-    config = EngineConfig(**{"threads": 1, "max_model_len": MAX_MODEL_LEN, "kv_cache_memory": size, **settings})
+    config = EngineConfig(**{"threads": 1, "max_model_len": MAX_MODEL_LEN, "dtype": "float32", **settings})
+    size = block_bytes(spec, resolve_cache_dtype(config, config.dtype)) * num_blocks
+    config = dataclasses.replace(config, kv_cache_memory=size)
     return load_engine(models_dir / case, config)[0]
 
 
@@ -128,11 +141,11 @@ JOBS = st.lists(
     max_num_seqs=st.integers(1, 7),
     caching=st.booleans(),
     threads=st.integers(1, 3),
-    kind=st.sampled_from(KINDS[:3]),
+    kind=st.sampled_from(KINDS[:-1]),
 )
 @settings(max_examples=40)
 def test_random_mixes(models_dir, jobs, arrivals, num_blocks, chunk, max_num_seqs, caching, threads, kind):
-    kind = dict(zip(("dtype", "gemm"), kind, strict=True))
+    kind = dict(zip(NAMES, kind, strict=True))
     expected = alone(make(models_dir, "llama-f32", enable_prefix_caching=False, **kind), jobs)
     engine = make(
         models_dir, "llama-f32", num_blocks, max_num_batched_tokens=chunk, max_num_seqs=max_num_seqs,
@@ -141,12 +154,14 @@ def test_random_mixes(models_dir, jobs, arrivals, num_blocks, chunk, max_num_seq
     assert_same(record(engine, jobs, sorted(arrivals[: len(jobs)])), expected, exact=True)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_every_level_keeps_the_promise(models_dir, level, dtype):
-    jobs = some_jobs(2)[:5]
-    expected = alone(make(models_dir, "llama-f32", dtype=dtype, enable_prefix_caching=False), jobs)
-    assert_same(record(make(models_dir, "llama-f32", dtype=dtype, num_blocks=5), jobs), expected, exact=True)
-    chunked = make(models_dir, "llama-f32", dtype=dtype, max_num_batched_tokens=7, threads=2)
+@pytest.mark.parametrize(
+    "dtype, cache", [("float32", "auto"), ("bfloat16", "auto"), ("int8", "auto"), ("float32", "int8"), ("bfloat16", "int8")]
+)
+def test_every_level_keeps_the_promise(models_dir, level, dtype, cache):
+    jobs, kind = some_jobs(2)[:5], {"dtype": dtype, "kv_cache_dtype": cache}
+    expected = alone(make(models_dir, "llama-f32", enable_prefix_caching=False, **kind), jobs)
+    assert_same(record(make(models_dir, "llama-f32", num_blocks=5, **kind), jobs), expected, exact=True)
+    chunked = make(models_dir, "llama-f32", max_num_batched_tokens=7, threads=2, **kind)
     assert_same(record(chunked, jobs), expected, exact=True)
 
 

@@ -106,8 +106,15 @@ class Steps:
         assert self.decoder.num_blocks >= num_blocks
         self.rng = np.random.default_rng(0)
         for cache in (self.decoder.k_cache, self.decoder.v_cache):
-            values = self.rng.standard_normal(cache[:, :num_blocks].shape).astype(np.float32)
+            shape = cache[:, :num_blocks].shape
+            if cache.dtype == np.uint8:  # numbers moved up by 128
+                cache[:, :num_blocks] = self.rng.integers(1, 256, shape, np.uint8)
+                continue
+            values = self.rng.standard_normal(shape).astype(np.float32)
             cache[:, :num_blocks] = values if cache.dtype == np.float32 else values.view(np.uint32) >> 16
+        if dtype == "int8":  # behind each block's keys the scales of 32 keys and 32 values
+            scales = self.decoder.k_cache[..., -256:].view(np.float32)
+            scales[:, :num_blocks] = self.rng.uniform(0.01, 0.03, scales[:, :num_blocks].shape)
 
     def run(self, tables, starts, counts):
         """The rows' hidden states after all layers."""
@@ -177,14 +184,14 @@ def test_every_level_keeps_the_bits(edited_model, level, dtype):
     assert_sharing_changes_no_bit(steps, PATHS, STARTS, [1] * 10, 8)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_prefill_beside_it_and_short_chunks(edited_model, dtype):
     steps = Steps(edited_model("llama-f32", config=LONG), 2, dtype)
     counts = [1, 2, 1, 2, 1, 32, 1, 2, 1, 70]  # 32 and 70 rows have tiles of their own; two rows of two heads join
     assert_sharing_changes_no_bit(steps, PATHS, STARTS, counts, 7)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [24, 600, 1100, 4000])
 def test_windows_that_cut_the_common_piece(edited_model, window, dtype):
     # At 1100 the sequence at 1299 no longer sees position 0, and its chunk goes alone; at 4000 nothing is cut.

@@ -70,6 +70,7 @@ def test_values_as_meant():
         ("dtype", "float16", "expected one of auto, float32, bfloat16, int8, found 'float16'"),
         ("gemm", "cublas", "expected one of native, blas, found 'cublas'"),
         ("dtype", None, "found None"),
+        ("kv_cache_dtype", "fp8", "expected one of auto, float32, bfloat16, int8, found 'fp8'"),
         *[(key, value, 'expected "auto" or a whole number from 1 up, found')
           for key in ("threads", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
           for value in (0, -1, 1.0, "2", "AUTO", True, False, [], float("nan"))],

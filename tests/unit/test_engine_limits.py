@@ -31,14 +31,30 @@ def test_bytes_of_a_block(models_dir, spec):
     odd = load_spec(models_dir / "llama-odd")
     assert (odd.num_hidden_layers, odd.num_key_value_heads, odd.head_dim) == (2, 3, 24)
     assert block_bytes(odd) == 2 * 3 * 32 * (24 + 32) * 4
-    # The cache beside narrower weights is bfloat16.
-    assert block_bytes(odd, "bfloat16") == block_bytes(odd, "int8") == 2 * 3 * 32 * (24 + 32) * 2
+    assert block_bytes(odd, "bfloat16") == 2 * 3 * 32 * (24 + 32) * 2
+    # int8: a float32 scale of the key and one of the value for each position and head.
+    assert block_bytes(odd, "int8") == 2 * 3 * 32 * (24 + 32 + 2 * 4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_the_cache_is_kept_as_the_weights_are_unless_told_otherwise(make_engine, dtype):
+    assert make_engine("llama-f32", max_model_len=64, dtype=dtype).kv_cache_dtype == dtype
+    assert make_engine("llama-f32", max_model_len=64, dtype=dtype, kv_cache_dtype="int8").kv_cache_dtype == "int8"
+
+
+def test_an_int8_cache_holds_more_of_the_same_memory(spec):
+    # head_dim 32: a position and head takes 72 bytes instead of 256 or 128.
+    blocks = [decide_limits(EngineConfig(kv_cache_memory=2 * MIB), spec, dtype, 100 * MIB).num_blocks
+              for dtype in ("float32", "bfloat16", "int8")]  # fmt: skip
+    assert blocks == [64, 128, 227]
+
+
+@pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("case", ["llama-f32", "llama-odd", "qwen3-bf16"])
-def test_the_cache_takes_what_was_counted(make_engine, case, dtype):
-    engine = make_engine(case, max_model_len=64, max_num_seqs=3, dtype=dtype)
+def test_the_cache_takes_what_was_counted(make_engine, case, dtype, cache_dtype):
+    engine = make_engine(case, max_model_len=64, max_num_seqs=3, dtype=dtype, kv_cache_dtype=cache_dtype)
+    assert (engine.dtype, engine.kv_cache_dtype) == (dtype, cache_dtype)
     decoder = engine.runner.decoder
     assert decoder.k_cache.nbytes + decoder.v_cache.nbytes == engine.limits.kv_cache_bytes
     assert engine.limits.num_blocks == decoder.num_blocks == 6

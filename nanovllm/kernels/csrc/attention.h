@@ -41,8 +41,8 @@ EACH_ATTN_ROWS(ATTN_KERNELS)
 
 typedef void (*scores_fn)(const void *, const void *, const void *, int, float *);
 typedef void (*values_fn)(const void *, const void *, const void *, int, int, float *);
-static const scores_fn scores_table[2][NV_ATTN_ROWS] = {ATTN_TABLE(scores_f32), ATTN_TABLE(scores_bf16)};
-static const values_fn values_table[2][NV_ATTN_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
+static const scores_fn scores_table[][NV_ATTN_ROWS] = {ATTN_TABLE(scores_f32), ATTN_TABLE(scores_bf16)};
+static const values_fn values_table[][NV_ATTN_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
 
 /* Turns scores[0:n] into exp(score - max) over the visible positions [first, last] and 0 elsewhere. The lane of a
  * position depends on the position alone. Returns the sum; *max is the largest visible score. */
@@ -74,11 +74,11 @@ static inline float rounded(float x) {
 }
 
 /* Scaled queries as the score kernels read them: [head_dim][NV_ATTN_ROWS] floats, or [head_dim / 2][NV_ATTN_ROWS] pairs. */
-static void load_queries(const nv_attention *a, float *q) {
+static void load_queries_float(const nv_attention *a, float *q) {
     for (int r = 0; r < a->num_rows; r++) {
         const float *source = a->q + a->q_offset[r];
 #if defined(__AVX512BF16__)
-        if (a->is_bf16) {
+        if (a->cache == NV_CACHE_BF16) {
             /* 16 values at a time: scale, round, and spread the 8 pairs over their rows of the tile. */
             for (int d = 0; d < a->head_dim; d += 16) {
                 const int left = a->head_dim - d < 16 ? a->head_dim - d : 16;
@@ -93,14 +93,14 @@ static void load_queries(const nv_attention *a, float *q) {
 #endif
         for (int d = 0; d < a->head_dim; d++) {
             float x = source[d] * a->scale;
-            q[d * NV_ATTN_ROWS + r] = a->is_bf16 ? rounded(x) : x;
+            q[d * NV_ATTN_ROWS + r] = a->cache == NV_CACHE_BF16 ? rounded(x) : x;
         }
     }
 }
 
 /* Softmax weights of a piece as the value kernels read them. `halves` has room for one piece of bfloat16 a row. */
 static const void *load_weights(const nv_attention *a, float *scores, int begin, int end, uint16_t *halves) {
-    if (!a->is_bf16) return scores;
+    if (a->cache != NV_CACHE_BF16) return scores;
     for (int r = 0; r < a->num_rows; r++) {
 #if defined(__AVX512BF16__)
         to_bf16(scores + r * NV_PIECE + begin, halves + r * NV_PIECE + begin, end - begin, end - begin);
@@ -123,6 +123,9 @@ typedef struct {
     float *values;    /* [NV_ATTN_ROWS][v_stride] of one piece */
     float *states;    /* [NV_ATTN_ROWS][nv_attention_state] */
     uint16_t *halves; /* [NV_ATTN_ROWS][NV_PIECE] */
+    float *row_scale; /* int8, [NV_ATTN_ROWS]: a query's scale, and what its keys' and values' offset adds to sums */
+    int32_t *row_moved;
+    int32_t *weight_moved;
 } attention_scratch;
 
 static attention_scratch cut_scratch(const nv_attention *a) {
@@ -133,6 +136,9 @@ static attention_scratch cut_scratch(const nv_attention *a) {
     s.values = s.q + tile;
     s.states = s.values + tile;
     s.halves = (uint16_t *)(s.states + NV_ATTN_ROWS * nv_attention_state(a->head_dim));
+    s.row_scale = (float *)(s.halves + NV_ATTN_ROWS * NV_PIECE);
+    s.row_moved = (int32_t *)(s.row_scale + NV_ATTN_ROWS);
+    s.weight_moved = s.row_moved + NV_ATTN_ROWS;
     return s;
 }
 
@@ -142,24 +148,40 @@ static inline int first_position(const nv_attention *a, int r) {
 
 /* The block of the cache that holds `position`. */
 static inline const char *block_at(const nv_attention *a, const void *cache, ptrdiff_t stride, int position) {
-    return (const char *)cache + a->block_table[position / NV_BLOCK] * stride * (a->is_bf16 ? 2 : 4);
+    return (const char *)cache + a->block_table[position / NV_BLOCK] * stride;
 }
 
-/* One piece, of the positions from `base` on, for all rows: largest score, sum of weights and weighted values of each
- * row; max is -inf for a row that sees nothing of the piece. The queries are loaded already. */
-static void attend_piece(const nv_attention *a, const attention_scratch *s, int base, float *values, float *max,
+/* The positions of a piece that a row sees, of those in [begin, end); none if first > last. */
+static inline void visible(const nv_attention *a, int r, int base, int begin, int end, int *first, int *last) {
+    *first = first_position(a, r) - base;
+    *last = a->position[r] - base;
+    *first = *first > begin ? *first : begin;
+    *last = *last < end - 1 ? *last : end - 1;
+}
+
+/* Scores of the blocks [begin, end) of a piece to softmax weights; largest score and sum of each row. */
+static void softmax_rows(const nv_attention *a, const attention_scratch *s, int base, int begin, int end, float *max,
                          float *sum) {
-    const int rows = a->num_rows, padded = a->v_stride;
-    const scores_fn scores_of = scores_table[a->is_bf16][rows - 1];
-    const values_fn values_of = values_table[a->is_bf16][rows - 1];
-    int lowest = INT32_MAX, highest = 0;
-    for (int r = 0; r < rows; r++) {
-        int first = first_position(a, r);
-        lowest = first < lowest ? first : lowest;
-        highest = a->position[r] > highest ? a->position[r] : highest;
+    for (int r = 0; r < a->num_rows; r++) {
+        float *scores = s->scores + r * NV_PIECE + begin;
+        int first, last;
+        visible(a, r, base, begin, end, &first, &last);
+        sum[r] = 0;
+        max[r] = -INFINITY;
+        if (first > last)
+            memset(scores, 0, sizeof(float) * (size_t)(end - begin));
+        else
+            sum[r] = softmax_piece(scores, end - begin, first - begin, last - begin, &max[r]);
     }
-    const int begin = (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK;   /* first block that any row sees */
-    const int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE; /* one past the last position */
+}
+
+#include "attention_int8.h"
+
+static void attend_piece_float(const nv_attention *a, const attention_scratch *s, int base, int begin, int end,
+                               float *values, float *max, float *sum) {
+    const int rows = a->num_rows, padded = a->v_stride;
+    const scores_fn scores_of = scores_table[a->cache][rows - 1];
+    const values_fn values_of = values_table[a->cache][rows - 1];
     const int blocks_end = (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK;
     const char *v_first = block_at(a, a->v_cache, a->v_block_stride, base + begin);
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
@@ -167,17 +189,7 @@ static void attend_piece(const nv_attention *a, const attention_scratch *s, int 
         if (t + NV_BLOCK < blocks_end) next = block_at(a, a->k_cache, a->k_block_stride, base + t + NV_BLOCK);
         scores_of(s->q, k, next, a->head_dim, s->scores + t);
     }
-    for (int r = 0; r < rows; r++) {
-        const int first = first_position(a, r) - base, last = a->position[r] - base;
-        const int from = first > begin ? first : begin, to = last < blocks_end - 1 ? last : blocks_end - 1;
-        float *scores = s->scores + r * NV_PIECE + begin;
-        sum[r] = 0;
-        max[r] = -INFINITY;
-        if (from > to)
-            memset(scores, 0, sizeof(float) * (size_t)(blocks_end - begin));
-        else
-            sum[r] = softmax_piece(scores, blocks_end - begin, from - begin, to - begin, &max[r]);
-    }
+    softmax_rows(a, s, base, begin, blocks_end, max, sum);
     const void *weights = load_weights(a, s->scores, begin, blocks_end, s->halves);
     const ptrdiff_t weight_bytes = weights == s->scores ? 4 : 2;
     memset(values, 0, sizeof(float) * (size_t)(rows * padded));
@@ -189,6 +201,31 @@ static void attend_piece(const nv_attention *a, const attention_scratch *s, int 
         for (int d = 0; d < padded; d += 2 * VL)
             values_of((const char *)weights + t * weight_bytes, v + d * 4, next + d * 4, padded, count, values + d);
     }
+}
+
+static void load_queries(const nv_attention *a, const attention_scratch *s) {
+    if (a->cache == NV_CACHE_INT8)
+        load_queries_int8(a, s);
+    else
+        load_queries_float(a, s->q);
+}
+
+/* One piece, of the positions from `base` on, for all rows: largest score, sum of weights and weighted values of each
+ * row; max is -inf for a row that sees nothing of the piece. The queries are loaded already. */
+static void attend_piece(const nv_attention *a, const attention_scratch *s, int base, float *values, float *max,
+                         float *sum) {
+    int lowest = INT32_MAX, highest = 0;
+    for (int r = 0; r < a->num_rows; r++) {
+        int first = first_position(a, r);
+        lowest = first < lowest ? first : lowest;
+        highest = a->position[r] > highest ? a->position[r] : highest;
+    }
+    const int begin = (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK;   /* first block that any row sees */
+    const int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE; /* one past the last position */
+    if (a->cache == NV_CACHE_INT8)
+        attend_piece_int8(a, s, base, begin, end, values, max, sum);
+    else
+        attend_piece_float(a, s, base, begin, end, values, max, sum);
 }
 
 static inline void clear_state(const nv_attention *a, float *state) {
@@ -257,7 +294,7 @@ static void attention(const nv_attention *a) {
         own_states(a, &s, own);
         states = own;
     }
-    load_queries(a, s.q);
+    load_queries(a, &s);
     for (int piece = begin; piece < end; piece++) fold_piece(a, &s, piece, states);
     write_out(a, states);
 }
@@ -266,7 +303,7 @@ static void attention_fold(const nv_attention *a, int piece) {
     const attention_scratch s = cut_scratch(a);
     if (piece == 0)
         for (int r = 0; r < a->num_rows; r++) clear_state(a, a->state[r]);
-    load_queries(a, s.q);
+    load_queries(a, &s);
     fold_piece(a, &s, piece, a->state);
 }
 
@@ -276,7 +313,7 @@ static void attention_part(const nv_attention *a, int piece, float *part) {
     int begin, end;
     piece_range(a, &begin, &end);
     if (piece < begin || piece >= end) return;
-    load_queries(a, s.q);
+    load_queries(a, &s);
     attend_piece(a, &s, piece * NV_PIECE, part + 2 * NV_ATTN_ROWS, part, part + NV_ATTN_ROWS);
 }
 

@@ -113,6 +113,7 @@ const nv_kernels NV_LEVEL = {
     .inverse_rms = inverse_rms,
     .to_bf16 = to_bf16,
     .to_int8 = to_int8,
+    .store_int8 = store_int8,
     .hadamard = hadamard,
     .read_all = read_all,
     .gemm = gemm,

@@ -31,33 +31,49 @@ static void to_bf16(const float *x, uint16_t *y, ptrdiff_t n, ptrdiff_t n_padded
 #define INT8_OFFSET 0
 #endif
 
-/* y[0:n] = round(x * 127 / max|x|) + INT8_OFFSET, y[n:n_padded] anything (weights are 0 there); returns the scale that
- * turns y back into factor * x. */
-static float to_int8(const float *x, int8_t *y, ptrdiff_t n, ptrdiff_t n_padded, float factor) {
-    vf top = v_set(0);
+/* The largest |x|; NaN if one is. */
+static float abs_max(const float *x, ptrdiff_t n) {
+    vi top = {0};
+    ptrdiff_t j = 0;
+    for (; j + VL <= n; j += VL) top = v_max_bits(top, (vi)v_load(x + j) & 0x7fffffff);
+    int32_t most = 0;
+    for (int i = 0; i < VL; i++) most = top[i] > most ? top[i] : most;
+    for (; j < n; j++) {
+        int32_t bits;
+        memcpy(&bits, x + j, 4);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    float max;
+    memcpy(&max, &most, 4);
+    return max;
+}
+
+/* y[0:n] = round(x * 127 / max|x|) + offset; returns max|x|, NaN where an element is infinite or NaN. */
+static float quantize(const float *x, uint8_t *y, ptrdiff_t n, int offset) {
+    const float max = abs_max(x, n);
+    const float inverse = max > 0 && max <= FLT_MAX ? 127.0f / max : 0;
+    /* Adding 1.5 * 2^23 rounds to nearest even into the low mantissa bits; the offset may come along. The product is
+     * held, hence rounded, so that levels with and without fused operations agree. */
+    const vf magic = v_set(12582912.0f + (float)offset);
     ptrdiff_t j = 0;
     for (; j + VL <= n; j += VL) {
-        vf v = v_load(x + j);
-        top = v_max(top, v_max(v, -v));
-    }
-    float max = lanes_max(top);
-    for (; j < n; j++) max = fabsf(x[j]) > max ? fabsf(x[j]) : max;
-    /* A row of zeros stays zeros; a row with infinities or NaN keeps a scale that shows it. */
-    const float inverse = max > 0 && max <= FLT_MAX ? 127.0f / max : 0;
-    /* Adding 1.5 * 2^23 rounds to nearest even into the low mantissa bits; the offset may come along. */
-    const vf magic = v_set(12582912.0f + INT8_OFFSET);
-    for (j = 0; j + VL <= n; j += VL) {
-        vi q = (vi)(v_load(x + j) * inverse + magic);
+        vi q = (vi)(v_hold(v_load(x + j) * inverse) + magic);
 #if defined(__AVX512F__)
         _mm_storeu_si128((__m128i *)(y + j), _mm512_cvtepi32_epi8((__m512i)q));
 #else
-        int32_t lanes[VL];
-        v_store((float *)lanes, (vf)q);
-        for (int i = 0; i < VL; i++) y[j + i] = (int8_t)lanes[i];
+        for (int i = 0; i < VL; i++) y[j + i] = (uint8_t)q[i];
 #endif
     }
-    for (; j < n; j++) y[j] = (int8_t)(lrintf(x[j] * inverse) + INT8_OFFSET);
-    for (; j < n_padded; j++) y[j] = 0;
+    for (; j < n; j++) y[j] = (uint8_t)(lrintf(x[j] * inverse) + offset);
+    return max <= FLT_MAX ? max : NAN; /* infinity might become a score of -infinity, which nobody would see */
+}
+
+/* y[0:n] = round(x * 127 / max|x|) + INT8_OFFSET, y[n:n_padded] anything (weights are 0 there); returns the scale that
+ * turns y back into factor * x. */
+static float to_int8(const float *x, int8_t *y, ptrdiff_t n, ptrdiff_t n_padded, float factor) {
+    const float max = quantize(x, (uint8_t *)y, n, INT8_OFFSET);
+    for (ptrdiff_t j = n; j < n_padded; j++) y[j] = 0;
     return max * (1.0f / 127.0f) * factor;
 }
 

@@ -24,12 +24,34 @@
 /* Values are padded to a multiple of this: two of the widest vectors, which the value kernels keep in registers. */
 #define NV_V_ALIGN 32
 
+/* What the KV cache holds, whatever the weights are. */
+enum { NV_CACHE_F32 = 0, NV_CACHE_BF16 = 1, NV_CACHE_INT8 = 2, NV_CACHES = 3 };
+/* An int8 cache holds numbers from -127 to 127 moved up by this. */
+#define NV_INT8_OFFSET 128
+
+static inline ptrdiff_t nv_v_stride(int head_dim) {
+    return ((ptrdiff_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+}
+
+/* Bytes of the keys, and of the values, of one block and KV head. */
+static inline ptrdiff_t nv_k_block_bytes(int cache, int head_dim) {
+    if (cache == NV_CACHE_INT8)
+        return ((ptrdiff_t)head_dim + 3) / 4 * 4 * NV_BLOCK + 2 * NV_BLOCK * (ptrdiff_t)sizeof(float);
+    return (ptrdiff_t)head_dim * NV_BLOCK * (cache == NV_CACHE_BF16 ? 2 : 4);
+}
+
+static inline ptrdiff_t nv_v_block_bytes(int cache, int head_dim) {
+    return NV_BLOCK * nv_v_stride(head_dim) * (cache == NV_CACHE_INT8 ? 1 : cache == NV_CACHE_BF16 ? 2 : 4);
+}
+
 /* One tile of query rows against one KV head of one layer.
  *
  * Cache blocks, for the kernel that reads them straight through:
  *   float32   k [head_dim][NV_BLOCK]           v [NV_BLOCK][v_stride]
  *   bfloat16  k [head_dim / 2][NV_BLOCK][2]    v [NV_BLOCK / 2][v_stride][2]
- * that is, for bfloat16, neighbours along the dimension that is summed lie side by side, as vdpbf16ps and AMX want. */
+ *   int8      k [head_dim / 4][NV_BLOCK][4]    v [NV_BLOCK / 4][v_stride][4]
+ *             and behind k, as float, the scales of the keys [NV_BLOCK] and of the values [NV_BLOCK]
+ * that is, neighbours along the dimension that is summed lie side by side, as vdpbf16ps and vpdpbusd want. */
 typedef struct {
     const float *q;              /* row r at q + q_offset[r] */
     float *out;                  /* row r at out + out_offset[r] */
@@ -37,10 +59,10 @@ typedef struct {
     const ptrdiff_t *out_offset; /* [num_rows] */
     const int32_t *position;     /* [num_rows] position of each row's token: it sees positions up to and including it */
     int num_rows;                /* 1 .. NV_ATTN_ROWS */
-    int is_bf16;                 /* the cache is bfloat16, and queries and weights are rounded to it */
+    int cache;                   /* NV_CACHE_*: what queries and softmax weights are rounded to */
     const void *k_cache;         /* this layer and KV head of block 0 */
     const void *v_cache;
-    ptrdiff_t k_block_stride;    /* elements from one block to the next */
+    ptrdiff_t k_block_stride;    /* bytes from one block to the next */
     ptrdiff_t v_block_stride;
     const int32_t *block_table;  /* block ids of this sequence */
     int head_dim;
@@ -56,17 +78,17 @@ typedef struct {
 #define NV_STATE_VALUES 16
 
 static inline size_t nv_attention_state(int head_dim) {
-    return NV_STATE_VALUES + ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+    return NV_STATE_VALUES + (size_t)nv_v_stride(head_dim);
 }
 
 static inline size_t nv_attention_scratch(int head_dim) {
-    size_t padded = ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
-    return NV_ATTN_ROWS * (NV_PIECE + NV_PIECE / 2 + 2 * padded + nv_attention_state(head_dim)) + 64;
+    size_t padded = (size_t)nv_v_stride(head_dim);
+    return NV_ATTN_ROWS * (NV_PIECE + NV_PIECE / 2 + 2 * padded + nv_attention_state(head_dim) + 3) + 64;
 }
 
 /* Floats of one piece's part: largest score and sum of each row, then the weighted values. */
 static inline size_t nv_attention_part(int head_dim) {
-    size_t padded = ((size_t)head_dim + NV_V_ALIGN - 1) / NV_V_ALIGN * NV_V_ALIGN;
+    size_t padded = (size_t)nv_v_stride(head_dim);
     return NV_ATTN_ROWS * (2 + padded);
 }
 
@@ -94,6 +116,9 @@ typedef struct {
     void (*to_bf16)(const float *x, uint16_t *y, ptrdiff_t n, ptrdiff_t n_padded);
     /* y[0:n] = round(x * 127 / max|x|) as the level's GEMM reads it; returns factor * max|x| / 127. */
     float (*to_int8)(const float *x, int8_t *y, ptrdiff_t n, ptrdiff_t n_padded, float factor);
+    /* One position's keys and values of one KV head into place `offset` of its int8 block; temp [head_dim]. */
+    void (*store_int8)(const float *k, const float *v, int head_dim, char *k_block, char *v_block, int offset,
+                       uint8_t *temp);
     /* x = x @ H / sqrt(block) on each block of a power of two up to 64, H Sylvester's Hadamard matrix. */
     void (*hadamard)(float *x, ptrdiff_t n, int block);
     /* The exclusive or of all 64-bit words: reads everything and does nothing else, to measure bandwidth. */

@@ -58,6 +58,18 @@ static inline vf v_max(vf a, vf b) {
 #endif
 }
 
+/* The larger of two numbers from 0 up by their bits: those order as the numbers do, and NaN comes above all of them. */
+static inline vi v_max_bits(vi a, vi b) {
+#if defined(__AVX512F__)
+    return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    vi keep = a > b;
+    return (a & keep) | (b & ~keep);
+#endif
+}
+
 /* Whether any lane of a comparison is true. */
 static inline int v_any(vi mask) {
 #if defined(__AVX512F__)
@@ -113,7 +125,6 @@ static inline float lanes_max(vf acc) {
     return m;
 }
 
-#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
 /* F for each row of a strip. The accumulators below are variables of their own: gcc 12 keeps an array of them in memory
  * when intrinsics update it, which halves the speed. */
 #define ROWS_1(F) F(0)
@@ -128,6 +139,5 @@ static inline float lanes_max(vf acc) {
 #define ROWS_10(F) ROWS_9(F) F(9)
 #define ROWS_11(F) ROWS_10(F) F(10)
 #define ROWS_12(F) ROWS_11(F) F(11)
-#endif
 
 #endif

@@ -1,0 +1,220 @@
+/* The parts of attention that an int8 cache has of its own, for one level. Included by attention.h.
+ *
+ * Keys, values, queries and softmax weights are whole numbers with a float beside them, and their products are summed
+ * in int32 without rounding: the sums are the same in any order and at every level. Positions that a row does not see
+ * get weight 0, whatever their slots hold.
+ *
+ * What is read from the cache is stored moved up by NV_INT8_OFFSET, since vpdpbusd multiplies unsigned by signed; the
+ * sum of the other operand takes that back exactly.
+ */
+
+/* Weights of a piece as whole numbers of 14 bits: 8 are too coarse where one position takes nearly all the weight. The
+ * sum of 512 products of 14 and 8 bits just fits int32. Two halves of 7 bits are signed bytes to vpdpbusd. */
+#define WEIGHT_MAX 16383
+
+/* acc + four products a lane, of w's unsigned bytes with four numbers that X_WORDS words hold. */
+#if defined(__AVX512VNNI__)
+#define X_WORDS 1 /* signed bytes */
+#define X_PARTS 2 /* of a weight: the upper and the lower 7 bits */
+static inline vi dot_bytes(vi acc, vi w, const int32_t *x) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x[0]));
+}
+#else
+#define X_WORDS 2 /* int16: the first and the third, the second and the fourth */
+#define X_PARTS 1
+static inline vi dot_bytes(vi acc, vi w, const int32_t *x) {
+    const vi even = (vi){0} + x[0], odd = (vi){0} + x[1];
+    return acc + madd(even, w & 0x00ff00ff) + madd(odd, (w >> 8) & 0x00ff00ff);
+}
+#endif
+#define X_PIECE (NV_PIECE / 4 * X_WORDS) /* words of one row's weights of a piece, one part of them */
+
+/* Scales of the keys of a block [NV_BLOCK], then those of its values: the weights want them before the values come. */
+static inline float *block_scales(const char *k_block, int head_dim) {
+    return (float *)(k_block + (ptrdiff_t)(head_dim + 3) / 4 * 4 * NV_BLOCK);
+}
+
+#define INT8_CLEAR(r) vi p##r = {0}, q##r = {0};
+#define INT8_UP(r) p##r <<= 7, q##r <<= 7;
+#define INT8_DOT(r)                             \
+    p##r = dot_bytes(p##r, w0, x + r * x_row);  \
+    q##r = dot_bytes(q##r, w1, x + r * x_row);
+#define INT8_SCORE(r)                                                                                            \
+    v_store(scores + r * NV_PIECE + part, __builtin_convertvector(p##r - moved[r], vf) * (scale0 * scale[r]));   \
+    v_store(scores + r * NV_PIECE + part + VL, __builtin_convertvector(q##r - moved[r], vf) * (scale1 * scale[r]));
+#define INT8_ADD(r)                                                            \
+    v_store(out + r * stride, (vf)((vi)v_load(out + r * stride) + p##r));      \
+    v_store(out + r * stride + VL, (vf)((vi)v_load(out + r * stride + VL) + q##r));
+
+/* Two vectors of a block, and what comes after the same bytes of the next one. */
+#define INT8_LOAD                                          \
+    const vi w0 = (vi)v_load((const float *)w), w1 = (vi)v_load((const float *)w + VL);
+#define INT8_PREFETCH(p)                                   \
+    __builtin_prefetch(p, 0, 2);                           \
+    if (VL == 16) __builtin_prefetch((p) + 64, 0, 2);
+
+/* scores[r][0:NV_BLOCK] of one block; q is [steps][NV_ATTN_ROWS][X_WORDS]. */
+#define SCORES_INT8(R)                                                                                           \
+    static void scores_int8_##R(const int32_t *q, const int32_t *moved, const float *scale, const char *block,   \
+                                const char *next, int steps, float *scores) {                                    \
+        const ptrdiff_t x_row = X_WORDS;                                                                         \
+        const float *k_scale = (const float *)(block + (ptrdiff_t)steps * 4 * NV_BLOCK);                         \
+        for (int part = 0; part < NV_BLOCK; part += 2 * VL) {                                                    \
+            const char *w = block + 4 * part, *ahead = next + 4 * part;                                          \
+            const int32_t *x = q;                                                                                \
+            const vf scale0 = v_load(k_scale + part), scale1 = v_load(k_scale + part + VL);                      \
+            ROWS_##R(INT8_CLEAR)                                                                                 \
+            for (int i = 0; i < steps; i++, x += NV_ATTN_ROWS * X_WORDS) {                                       \
+                INT8_PREFETCH(ahead)                                                                             \
+                INT8_LOAD                                                                                        \
+                ROWS_##R(INT8_DOT)                                                                               \
+                w += 4 * NV_BLOCK, ahead += 4 * NV_BLOCK;                                                        \
+            }                                                                                                    \
+            INT8_PREFETCH(ahead) /* the scales of keys and values */                                             \
+            INT8_PREFETCH(ahead + 4 * NV_BLOCK)                                                                  \
+            ROWS_##R(INT8_SCORE)                                                                                 \
+        }                                                                                                        \
+    }
+
+/* out[r][0:2*VL] += sum over t of weights[r][t] * v[t][0:2*VL], over 4 * steps positions. */
+#define VALUES_INT8(R)                                                                                           \
+    static void values_int8_##R(const int32_t *weights, const char *block, const char *next, int stride,         \
+                                int steps, float *out) {                                                         \
+        const ptrdiff_t x_row = X_PIECE;                                                                         \
+        ROWS_##R(INT8_CLEAR)                                                                                     \
+        for (int part = 0; part < X_PARTS; part++) {                                                             \
+            const char *w = block, *ahead = next;                                                                \
+            const int32_t *x = weights + part * NV_ATTN_ROWS * X_PIECE;                                          \
+            ROWS_##R(INT8_UP)                                                                                    \
+            for (int i = 0; i < steps; i++, x += X_WORDS) {                                                      \
+                if (part == 0) {                                                                                 \
+                    INT8_PREFETCH(ahead)                                                                         \
+                }                                                                                                \
+                INT8_LOAD                                                                                        \
+                ROWS_##R(INT8_DOT)                                                                               \
+                w += 4 * stride, ahead += 4 * stride;                                                            \
+            }                                                                                                    \
+        }                                                                                                        \
+        ROWS_##R(INT8_ADD)                                                                                       \
+    }
+EACH_ATTN_ROWS(SCORES_INT8)
+EACH_ATTN_ROWS(VALUES_INT8)
+
+typedef void (*scores_int8_fn)(const int32_t *, const int32_t *, const float *, const char *, const char *, int,
+                               float *);
+typedef void (*values_int8_fn)(const int32_t *, const char *, const char *, int, int, float *);
+static const scores_int8_fn scores_int8_table[NV_ATTN_ROWS] = ATTN_TABLE(scores_int8);
+static const values_int8_fn values_int8_table[NV_ATTN_ROWS] = ATTN_TABLE(values_int8);
+
+/* One position's keys and values of one KV head into its slot. `temp` has room for head_dim bytes. */
+static void store_int8(const float *k, const float *v, int head_dim, char *k_block, char *v_block, int offset,
+                       uint8_t *temp) {
+    float *scales = block_scales(k_block, head_dim);
+    const ptrdiff_t stride = nv_v_stride(head_dim);
+    scales[offset] = quantize(k, temp, head_dim, NV_INT8_OFFSET) * (1.0f / 127.0f);
+    for (ptrdiff_t d = 0; d < head_dim; d++) k_block[(d / 4 * NV_BLOCK + offset) * 4 + d % 4] = (char)temp[d];
+    scales[NV_BLOCK + offset] = quantize(v, temp, head_dim, NV_INT8_OFFSET) * (1.0f / 127.0f);
+    /* Bytes one by one: another thread may be writing the neighbouring position. */
+    for (ptrdiff_t d = 0; d < head_dim; d++) v_block[(offset / 4 * stride + d) * 4 + offset % 4] = (char)temp[d];
+}
+
+/* Four numbers of an operand that fit signed bytes. */
+static inline void put_words(const int8_t *from, int32_t *to) {
+#if X_WORDS == 1
+    memcpy(to, from, 4);
+#else
+    const int16_t pairs[4] = {from[0], from[2], from[1], from[3]};
+    memcpy(to, pairs, 8);
+#endif
+}
+
+/* Queries as the score kernels read them, [steps][NV_ATTN_ROWS][X_WORDS]; numbers past head_dim are 0. */
+static void load_queries_int8(const nv_attention *a, const attention_scratch *s) {
+    int8_t *bytes = (int8_t *)s->halves; /* not in use yet */
+    int32_t *q = (int32_t *)s->q;
+    for (int r = 0; r < a->num_rows; r++) {
+        const float max = quantize(a->q + a->q_offset[r], (uint8_t *)bytes, a->head_dim, 0);
+        int32_t sum = 0;
+        s->row_scale[r] = max * (1.0f / 127.0f) * a->scale;
+        for (int d = a->head_dim; d % 4 != 0; d++) bytes[d] = 0;
+        for (int d = 0; d < a->head_dim; d++) sum += bytes[d];
+        s->row_moved[r] = sum * NV_INT8_OFFSET;
+        for (int d = 0; d < a->head_dim; d += 4) put_words(bytes + d, q + (d / 4 * NV_ATTN_ROWS + r) * X_WORDS);
+    }
+}
+
+/* VL whole weights of row r from position t of the piece on, to where the value kernels read them. */
+static inline void put_weights(vi weights, int r, int t, int32_t *words) {
+#if X_PARTS == 2
+    int8_t *upper = (int8_t *)(words + r * X_PIECE) + t, *lower = upper + NV_ATTN_ROWS * NV_PIECE;
+    _mm_storeu_si128((__m128i *)upper, _mm512_cvtepi32_epi8((__m512i)(weights >> 7)));
+    _mm_storeu_si128((__m128i *)lower, _mm512_cvtepi32_epi8((__m512i)(weights & 127)));
+#else
+    int16_t *to = (int16_t *)(words + r * X_PIECE) + t;
+    for (int i = 0; i < VL; i += 4) {
+        to[i] = (int16_t)weights[i];
+        to[i + 1] = (int16_t)weights[i + 2];
+        to[i + 2] = (int16_t)weights[i + 1];
+        to[i + 3] = (int16_t)weights[i + 3];
+    }
+#endif
+}
+
+/* Row r's softmax weights of the blocks [begin, end) of a piece times the values' scales, as whole numbers. Returns
+ * what turns a sum of them into one of weights; NaN or infinity if a scale that the row sees is no number. */
+static float load_weights_int8(const nv_attention *a, const attention_scratch *s, int r, int base, int begin, int end) {
+    float *weights = s->scores + r * NV_PIECE;
+    int32_t *words = (int32_t *)s->halves;
+    int first, last;
+    visible(a, r, base, begin, end, &first, &last);
+    if (first > last) first = last = end;
+    for (int t = begin; t < end; t += NV_BLOCK) {
+        const float *scale = block_scales(block_at(a, a->k_cache, a->k_block_stride, base + t), a->head_dim) + NV_BLOCK;
+        for (int i = 0; i < NV_BLOCK; i += VL)
+            v_store(weights + t + i, v_load(weights + t + i) * v_load(scale + i));
+    }
+    /* The scales of unseen slots are what an earlier sequence left: 0 * NaN is NaN. */
+    for (int t = begin; t < first; t++) weights[t] = 0;
+    for (int t = last + 1; t < end; t++) weights[t] = 0;
+    const float max = abs_max(weights + begin, end - begin);
+    /* From weights that small on the quotient might be infinite; they add nothing that could be seen. */
+    const float inverse = max > 1e-30f && max <= FLT_MAX ? WEIGHT_MAX / max : 0;
+    vi total = {0};
+    for (int t = begin; t < end; t += VL) {
+        const vi whole = (vi)(v_hold(v_load(weights + t) * inverse) + 12582912.0f) & WEIGHT_MAX; /* as in quantize */
+        total += whole;
+        put_weights(whole, r, t, words);
+    }
+    int32_t sum = 0;
+    for (int i = 0; i < VL; i++) sum += total[i];
+    s->weight_moved[r] = sum * NV_INT8_OFFSET;
+    return max * (1.0f / WEIGHT_MAX);
+}
+
+/* `attend_piece` over an int8 cache, of the blocks [begin, blocks_end) and positions before `end`. */
+static void attend_piece_int8(const nv_attention *a, const attention_scratch *s, int base, int begin, int end,
+                              float *values, float *max, float *sum) {
+    const int rows = a->num_rows, padded = a->v_stride, steps = (a->head_dim + 3) / 4;
+    const int blocks_end = (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK;
+    const char *v_first = block_at(a, a->v_cache, a->v_block_stride, base + begin);
+    float factor[NV_ATTN_ROWS];
+    for (int t = begin; t < blocks_end; t += NV_BLOCK) {
+        const char *k = block_at(a, a->k_cache, a->k_block_stride, base + t), *next = v_first;
+        if (t + NV_BLOCK < blocks_end) next = block_at(a, a->k_cache, a->k_block_stride, base + t + NV_BLOCK);
+        scores_int8_table[rows - 1]((const int32_t *)s->q, s->row_moved, s->row_scale, k, next, steps, s->scores + t);
+    }
+    softmax_rows(a, s, base, begin, blocks_end, max, sum);
+    for (int r = 0; r < rows; r++) factor[r] = load_weights_int8(a, s, r, base, begin, blocks_end);
+    memset(values, 0, sizeof(float) * (size_t)(rows * padded));
+    for (int t = begin; t < blocks_end; t += NV_BLOCK) {
+        const char *v = block_at(a, a->v_cache, a->v_block_stride, base + t), *next = v;
+        if (t + NV_BLOCK < blocks_end) next = block_at(a, a->v_cache, a->v_block_stride, base + t + NV_BLOCK);
+        const int count = end - t < NV_BLOCK ? end - t : NV_BLOCK;
+        const int32_t *weights = (const int32_t *)s->halves + t / 4 * X_WORDS;
+        for (int d = 0; d < padded; d += 2 * VL)
+            values_int8_table[rows - 1](weights, v + d * 4, next + d * 4, padded, (count + 3) / 4, values + d);
+    }
+    for (int r = 0; r < rows; r++)
+        for (float *x = values + r * padded; x < values + (r + 1) * padded; x += VL)
+            v_store(x, __builtin_convertvector((vi)v_load(x) - s->weight_moved[r], vf) * factor[r]);
+}
