@@ -9,8 +9,8 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint16_t
 
 from nanovllm.kernels.isa cimport (
-    NV_BF16, NV_BLAS_F32, NV_CACHE_BF16, NV_CACHE_F32, NV_CACHE_INT8, NV_F32, kernels, nv_k_block_bytes, nv_v_block_bytes,
-    nv_v_stride,
+    NV_BF16, NV_BLAS_F32, NV_CACHE_BF16, NV_CACHE_F32, NV_CACHE_INT8, NV_F32, kernels, nv_k_block_bytes,
+    nv_v_block_bytes, nv_v_stride,
 )
 from nanovllm.kernels.linear cimport Linear
 from nanovllm.kernels.step cimport layer_t

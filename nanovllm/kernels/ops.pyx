@@ -93,8 +93,8 @@ def paged_attention_bf16(const float[:, :, ::1] q, const uint16_t[:, :, ::1] k_c
         return
     check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
                     positions, out)
-    run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], NV_CACHE_BF16, block_table,
-                  positions, window, scale, out)
+    run_attention(q, <const char *>&k_cache[0, 0, 0], <const char *>&v_cache[0, 0, 0], k_cache.shape[1], NV_CACHE_BF16,
+                  block_table, positions, window, scale, out)
 
 
 def write_int8_cache(const float[:, :, ::1] k, const float[:, :, ::1] v, slots, uint8_t[:, :, ::1] k_cache,
@@ -161,8 +161,8 @@ def paged_attention(const float[:, :, ::1] q, const float[:, :, :, ::1] k_cache,
         return
     check_attention(q, (k_cache.shape[0], k_cache.shape[1]), (v_cache.shape[0], v_cache.shape[1]), block_table,
                     positions, out)
-    run_attention(q, <const char *>&k_cache[0, 0, 0, 0], <const char *>&v_cache[0, 0, 0, 0], k_cache.shape[1], NV_CACHE_F32,
-                  block_table, positions, window, scale, out)
+    run_attention(q, <const char *>&k_cache[0, 0, 0, 0], <const char *>&v_cache[0, 0, 0, 0], k_cache.shape[1],
+                  NV_CACHE_F32, block_table, positions, window, scale, out)
 
 
 cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_cache, Py_ssize_t kv_heads,

@@ -155,7 +155,8 @@ def test_random_mixes(models_dir, jobs, arrivals, num_blocks, chunk, max_num_seq
 
 
 @pytest.mark.parametrize(
-    "dtype, cache", [("float32", "auto"), ("bfloat16", "auto"), ("int8", "auto"), ("float32", "int8"), ("bfloat16", "int8")]
+    "dtype, cache",
+    [("float32", "auto"), ("bfloat16", "auto"), ("int8", "auto"), ("float32", "int8"), ("bfloat16", "int8")],
 )
 def test_every_level_keeps_the_promise(models_dir, level, dtype, cache):
     jobs, kind = some_jobs(2)[:5], {"dtype": dtype, "kv_cache_dtype": cache}

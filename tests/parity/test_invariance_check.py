@@ -6,7 +6,9 @@ import pytest
 from nanovllm import invariance
 
 
-@pytest.mark.parametrize("dtype, cache", [("float32", "auto"), ("bfloat16", "int8"), ("int8", "bfloat16"), ("int8", "int8")])
+@pytest.mark.parametrize(
+    "dtype, cache", [("float32", "auto"), ("bfloat16", "int8"), ("int8", "bfloat16"), ("int8", "int8")]
+)
 def test_no_request_depends_on_its_neighbours(models_dir, dtype, cache):
     rows = invariance.check_invariance(models_dir / "qwen3-bf16", dtype=dtype, kv_cache_dtype=cache)
     assert [row["different"] for row in rows] == [0] * 11
