@@ -27,6 +27,7 @@ DECODE_SEQS = (1, 8, 64, 256)
 PROMPT_TOKENS = 128
 PREFILL_TOKENS = 2048
 DECODE_STEPS = 24
+KINDS = ("float32", "bfloat16", "int8")
 # Far beyond the last cache of one thread, so that memory is measured and not a cache.
 BANDWIDTH_BYTES = 512 << 20
 
@@ -109,7 +110,7 @@ def bench_model(
         settings: keyword arguments of `LLM`; max_num_seqs is raised to the largest batch measured.
 
     Returns:
-        Facts of the machine, ceilings, and for each measurement tokens/s (median, lowest, highest) and the share of the
+        Facts of the machine, ceilings (of every number format, peaks), and for each measurement tokens/s (median, lowest, highest) and the share of the
         floor (1.0: as fast as the machine can be).
     """
     say = progress or (lambda text: None)
@@ -120,13 +121,14 @@ def bench_model(
     load_s = time.perf_counter() - start
     say("measuring the machine")
     limits = ceilings(llm.engine)
+    peaks = {kind: round(peak(llm.engine.runner.team, kind) / 1e9, 1) for kind in KINDS}
     rows = list(_measure(llm.engine, limits, repeats, say))
     return {
         "model": str(llm.model_dir), "dtype": llm.engine.dtype, "kv_cache_dtype": llm.engine.kv_cache_dtype,
         "kernels": isa.active_level(),
         "threads": llm.engine.runner.team.num_threads, "load_s": round(load_s, 3),
         "read_bandwidth_gb_s": round(limits["read_bandwidth"] / 1e9, 1), "peak_gflop_s": round(limits["peak"] / 1e9, 1),
-        "load_average": round(os.getloadavg()[0], 2), "measurements": rows,
+        "peaks_gflop_s": peaks, "load_average": round(os.getloadavg()[0], 2), "measurements": rows,
     }  # fmt: skip
 
 

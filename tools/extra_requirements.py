@@ -5,12 +5,13 @@ from importlib.metadata import requires
 
 
 def extra_requirements(extras: list[str]) -> list[str]:
-    """Return the requirements of these extras, without their markers."""
+    """Return the requirements of these extras; of their markers only the part that names the extra is left out."""
     found = []
     for line in requires("nanovllm") or []:
         requirement, _, marker = line.partition(";")
         if any(f'extra == "{extra}"' in marker for extra in extras):
-            found.append(requirement.strip())
+            rest = [part.strip() for part in marker.split(" and ") if "extra ==" not in part]
+            found.append("; ".join([requirement.strip(), *([" and ".join(rest)] if rest else [])]))
     return found
 
 

@@ -68,8 +68,9 @@ def _lines(result: dict[str, Any]) -> list[str]:
     head = [
         f"{result['model']}: {result['dtype']}, KV cache {result['kv_cache_dtype']}, kernels {result['kernels']}, "
         f"{result['threads']} threads, loaded in {result['load_s']} s",
-        f"ceilings: read {result['read_bandwidth_gb_s']} GB/s, multiply {result['peak_gflop_s']} GFLOP/s "
-        f"(load average {result['load_average']})",
+        f"ceilings: read {result['read_bandwidth_gb_s']} GB/s, multiply "
+        + ", ".join(f"{peak} ({kind})" for kind, peak in result["peaks_gflop_s"].items())
+        + f" GFLOP/s; load average {result['load_average']}",
         f"{'':<14}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'of the floor':>14}",
     ]
     return head + [
