@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--served-model-name", metavar="S", nargs="+", help="names that lines may use for the model; default: any"
     )
     parser.add_argument("--dtype", metavar="T", help="how weights are kept: auto, float32, bfloat16, int8")
-    parser.add_argument("--kv-cache-dtype", metavar="T", help="how keys and values are kept: the same, auto as weights")
+    parser.add_argument("--kv-cache-dtype", metavar="T", help="how keys and values are kept; auto: as the weights")
     parser.add_argument("--threads", metavar="N", type=auto_or_count, help="auto or a number")
     parser.add_argument("--seed", metavar="N", type=int, help="seeds the lines that bring no seed")
     parser.add_argument("--max-model-len", metavar="N", type=auto_or_count, help="prompt plus completion")

@@ -96,7 +96,7 @@ cdef void rotate_and_store(step_t *s, const layer_t *layer, Py_ssize_t begin, Py
                            uint16_t *temp) noexcept nogil:
     """Apply q/k norm and RoPE in place; write the rows' keys and values into the cache.
 
-    For an int8 cache q and k are turned by one orthogonal matrix, which changes no product of theirs: it spreads the
+    For an int8 cache q and k are turned by one orthogonal matrix, which changes no product of theirs and spreads the
     few channels of large values that keys have over their neighbours.
     """
     cdef const model_t *m = s.m

@@ -199,3 +199,14 @@ def test_what_does_not_fit_is_refused(team):
     for x_shape, y_shape in (((2, 4), (2, 4)), ((2, 3), (2, 3)), ((2, 3), (1, 4))):
         with pytest.raises(ValueError, match="shapes do not fit"):
             linear(team, np.zeros(x_shape, np.float32), np.zeros(y_shape, np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 5, 16, 71, 72, 76])
+def test_int8_does_not_hide_what_is_no_number(place, value):
+    x, weight = normal(1, 3, 77), normal(2, 33, 77)
+    x[1, place] = value
+    team, y = Team(1), np.zeros((3, 33), np.float32)
+    make("int8", team, weight)(team, x, y)
+    assert not np.isfinite(y[1]).any()
+    assert np.isfinite(y[[0, 2]]).all()

@@ -159,7 +159,11 @@ def test_a_seed_of_a_greedy_job_changes_nothing(bench):
 
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
-    [("model", {"path": "fake", "identity": "8" * 64}, "model"), ("kernels", "avx2", "numerics")],
+    [
+        ("model", {"path": "fake", "identity": "8" * 64}, "model"),
+        ("kernels", "avx2", "numerics"),
+        ("engine", {"dtype": "float32", "kv_cache_dtype": "int8"}, "numerics"),
+    ],
 )
 def test_another_model_or_machine_does_all_of_it_again_and_says_why(bench, part, value, reason):
     bench.run()
