@@ -110,8 +110,8 @@ def bench_model(
         settings: keyword arguments of `LLM`; max_num_seqs is raised to the largest batch measured.
 
     Returns:
-        Facts of the machine, ceilings (peaks of every number format), and for each measurement tokens/s (median, lowest,
-        highest) and the share of the floor (1.0: as fast as the machine can be).
+        Facts of the machine, ceilings (peaks of every number format), and for each measurement tokens/s (median,
+        lowest, highest) and the share of the floor (1.0: as fast as the machine can be).
     """
     say = progress or (lambda text: None)
     say("loading the model")
