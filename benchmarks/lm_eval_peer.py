@@ -212,9 +212,11 @@ def _margins(differing: list[tuple[str, str, str]], arguments: argparse.Namespac
 def speed(arguments: argparse.Namespace, pair: Pair) -> int:
     """Print seconds and the ratio; the two alternate, and hf has the batch size that is best for it."""
     sizes = [int(size) for size in arguments.batch_sizes.split(",")]
-    first = {size: pair.run("hf", CHOICES, arguments.num_choices, arguments.num_fewshot, size) for size in sizes}
-    best = min(first, key=lambda size: first[size]["seconds"]["all"])
-    print("hf by batch size: " + ", ".join(f"{size}: {one['seconds']['all']:.1f} s" for size, one in first.items()))
+    best = sizes[0]
+    if len(sizes) > 1:
+        first = {size: pair.run("hf", CHOICES, arguments.num_choices, arguments.num_fewshot, size) for size in sizes}
+        best = min(first, key=lambda size: first[size]["seconds"]["all"])
+        print("hf by batch size: " + ", ".join(f"{size}: {one['seconds']['all']:.1f} s" for size, one in first.items()))
     rounds = []
     for _ in range(arguments.rounds):
         theirs = pair.run("hf", CHOICES, arguments.num_choices, arguments.num_fewshot, best)["seconds"]

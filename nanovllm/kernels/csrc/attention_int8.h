@@ -168,15 +168,23 @@ static float load_weights_int8(const nv_attention *a, const attention_scratch *s
     int first, last;
     visible(a, r, base, begin, end, &first, &last);
     if (first > last) first = last = end;
+    vi lane, top = {0}; /* of the weights' bits, which are in the weights' order; NaN is above them all */
+    for (int i = 0; i < VL; i++) lane[i] = i;
     for (int t = begin; t < end; t += NV_BLOCK) {
         const float *scale = block_scales(block_at(a, a->k_cache, a->k_block_stride, base + t), a->head_dim) + NV_BLOCK;
-        for (int i = 0; i < NV_BLOCK; i += VL)
-            v_store(weights + t + i, v_load(weights + t + i) * v_load(scale + i));
+        const int all_seen = t >= first && t + NV_BLOCK - 1 <= last;
+        for (int i = 0; i < NV_BLOCK; i += VL) {
+            vi w = (vi)(v_load(weights + t + i) * v_load(scale + i));
+            /* The scales of unseen slots are what an earlier sequence left: 0 * NaN is NaN. */
+            if (!all_seen) w &= (lane + (t + i) >= first) & (lane + (t + i) <= last);
+            v_store(weights + t + i, (vf)w);
+            top = v_max_bits(top, w & 0x7fffffff);
+        }
     }
-    /* The scales of unseen slots are what an earlier sequence left: 0 * NaN is NaN. */
-    for (int t = begin; t < first; t++) weights[t] = 0;
-    for (int t = last + 1; t < end; t++) weights[t] = 0;
-    const float max = abs_max(weights + begin, end - begin);
+    int32_t most = 0;
+    for (int i = 0; i < VL; i++) most = top[i] > most ? top[i] : most;
+    float max;
+    memcpy(&max, &most, 4);
     /* From weights that small on the quotient might be infinite; they add nothing that could be seen. */
     const float inverse = max > 1e-30f && max <= FLT_MAX ? WEIGHT_MAX / max : 0;
     vi total = {0};
