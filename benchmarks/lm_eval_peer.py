@@ -118,6 +118,8 @@ class Pair:
             settings = yaml.safe_load((TASKS / f"{task}.yaml").read_text("utf-8"))
             if data is not None:
                 settings["dataset_kwargs"]["data_files"] = {"test": str(Path(data).resolve())}
+                if arguments.same_examples:
+                    settings["fewshot_config"] = {"sampler": "first_n"}
                 (folder / f"{task}.yaml").write_text(yaml.safe_dump(settings), "utf-8")
 
     def run(self, backend: str, task: str, limit: int | None, num_fewshot: int, batch_size: int = 1) -> dict[str, Any]:
@@ -254,6 +256,7 @@ def main() -> int:
     parser.add_argument("--num-questions", type=int, default=50)
     parser.add_argument("--characters", type=int, default=60_000, help="of the text")
     parser.add_argument("--num-fewshot", type=int, default=None, help="for choices; default: 0, for speed 5")
+    parser.add_argument("--same-examples", action="store_true", help="the first ones for every item, not drawn anew")
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
