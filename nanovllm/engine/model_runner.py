@@ -58,8 +58,9 @@ class ModelRunner:
                 return []
             seqs = [part.seq for part in batch.samples]
             # Rows that only want their best id come first: their logits are never written to memory.
-            greedy = [i for i, seq in enumerate(seqs) if self._wants_best(seq)]
-            others = [i for i, seq in enumerate(seqs) if not self._wants_best(seq)]
+            greedy, others = [], []
+            for i, seq in enumerate(seqs):
+                (greedy if self._wants_best(seq) else others).append(i)
             best_ids = np.empty(len(greedy), np.int32)
             logits = self._logits_for(len(others))
             self.decoder.head(batch.sample_rows[greedy + others], best_ids, logits)
