@@ -8,14 +8,7 @@ from libc.stdint cimport int32_t, uint16_t
 from nanovllm.kernels.cascade cimport cascade_t
 from nanovllm.kernels.isa cimport NV_ATTN_ROWS, NV_BF16, nv_attention
 from nanovllm.kernels.step cimport layer_t, model_t, step_t
-from nanovllm.kernels.team cimport team_barrier
-
-
-cdef extern from *:
-    """
-    static inline Py_ssize_t nv_fetch_add(Py_ssize_t *p) { return __atomic_fetch_add(p, 1, __ATOMIC_RELAXED); }
-    """
-    Py_ssize_t nv_fetch_add(Py_ssize_t *p) noexcept nogil
+from nanovllm.kernels.team cimport nv_fetch_add, team_barrier
 
 
 # The rows of one attention tile, and where the kernel finds them.

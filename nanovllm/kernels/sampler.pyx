@@ -6,14 +6,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 
 from nanovllm.kernels.sampling cimport SampleScratch, SamplingScratch, sample_rows
 from nanovllm.kernels.sampling_step cimport SampleBatch, SampleStep
-from nanovllm.kernels.team cimport Team, team_run
-
-cdef extern from *:
-    """
-    static inline Py_ssize_t nv_next_row(Py_ssize_t *p) { return __atomic_fetch_add(p, 1, __ATOMIC_RELAXED); }
-    """
-    Py_ssize_t nv_next_row(Py_ssize_t *p) noexcept nogil
-
+from nanovllm.kernels.team cimport Team, nv_fetch_add, team_run
 
 cdef struct sample_job_t:
     const SampleBatch *batch
@@ -24,10 +17,10 @@ cdef struct sample_job_t:
 
 cdef void sample_member(void *arg, int tid, int num_threads) noexcept nogil:
     cdef sample_job_t *job = <sample_job_t *>arg
-    cdef Py_ssize_t row = nv_next_row(&job.next_row)
+    cdef Py_ssize_t row = nv_fetch_add(&job.next_row)
     while row < job.num_rows:
         sample_rows(job.batch, row, row + 1, &job.scratch[tid])
-        row = nv_next_row(&job.next_row)
+        row = nv_fetch_add(&job.next_row)
 
 
 cdef class Sampler:

@@ -9,13 +9,7 @@ from libc.math cimport isfinite
 from libc.stdint cimport int32_t
 
 from nanovllm.kernels.isa cimport kernels
-from nanovllm.kernels.team cimport Team, team_run
-
-cdef extern from *:
-    """
-    static inline Py_ssize_t nv_next_scored(Py_ssize_t *p) { return __atomic_fetch_add(p, 1, __ATOMIC_RELAXED); }
-    """
-    Py_ssize_t nv_next_scored(Py_ssize_t *p) noexcept nogil
+from nanovllm.kernels.team cimport Team, nv_fetch_add, team_run
 
 # So many logits are compared with the worst of the best ones at once.
 cdef enum:
@@ -119,10 +113,10 @@ cdef void score_row(const score_job_t *job, Py_ssize_t row) noexcept nogil:
 
 cdef void score_member(void *arg, int tid, int num_threads) noexcept nogil:
     cdef score_job_t *job = <score_job_t *>arg
-    cdef Py_ssize_t row = nv_next_scored(&job.next_row)
+    cdef Py_ssize_t row = nv_fetch_add(&job.next_row)
     while row < job.num_rows:
         score_row(job, row)
-        row = nv_next_scored(&job.next_row)
+        row = nv_fetch_add(&job.next_row)
 
 
 cdef check_ids(str name, ids, Py_ssize_t bound):

@@ -4,6 +4,7 @@
 cdef extern from "csrc/team.h" nogil:
     ctypedef struct nv_team:
         pass
+    Py_ssize_t nv_fetch_add(Py_ssize_t *counter)
     ctypedef void (*nv_team_fn)(void *arg, int tid, int num_threads) noexcept nogil
 
 

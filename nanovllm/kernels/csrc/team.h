@@ -8,6 +8,8 @@
 #ifndef NV_TEAM_H
 #define NV_TEAM_H
 
+#include <stddef.h>
+
 typedef struct nv_team nv_team;
 typedef void (*nv_team_fn)(void *arg, int tid, int num_threads);
 
@@ -19,5 +21,8 @@ int nv_team_size(const nv_team *team);
 void nv_team_run(nv_team *team, nv_team_fn fn, void *arg);
 /* Every member must call it the same number of times inside one nv_team_run. */
 void nv_team_barrier(nv_team *team);
+
+/* The counter's value before 1 was added: how members share tasks out among themselves. */
+static inline ptrdiff_t nv_fetch_add(ptrdiff_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
 
 #endif
