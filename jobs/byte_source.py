@@ -1,6 +1,6 @@
 """Open an input for reading bytes: plain or gzip, a file or standard input.
 
-Owns opening, the look at the first bytes, and the running sha256. Knows nothing of rows.
+Owns opening, the look at the first bytes, the running sha256, and waiting for a pipe. Knows nothing of rows.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
+import select
 import stat
 import sys
 import zlib
@@ -27,11 +29,34 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _PEEK_BYTES = 4096
 
 
-class _HashingRaw(io.RawIOBase):
-    """Pass bytes through and hash what passes."""
+class _Waiting:
+    """Waits until a pipe has something to read, unless another thread says to give up."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self):
+        self._reading, self._writing = os.pipe()
+
+    def wait(self, descriptor: int) -> bool:
+        """Wait, and say whether there is something: bytes, or the end of the pipe."""
+        poll = select.poll()
+        poll.register(self._reading, select.POLLIN)
+        poll.register(descriptor, select.POLLIN)
+        return self._reading not in dict(poll.poll())
+
+    def give_up(self) -> None:
+        """End every `wait`, also those to come."""
+        os.write(self._writing, b"x")
+
+    def __del__(self):
+        os.close(self._reading)
+        os.close(self._writing)
+
+
+class _HashingRaw(io.RawIOBase):
+    """Pass bytes through and hash what passes. It ends where `waiting` gives up."""
+
+    def __init__(self, file: BinaryIO, waiting: _Waiting | None = None):
         self._file = file
+        self._waiting = waiting
         self._read = getattr(file, "read1", file.read)  # what a pipe has now, without waiting for more
         self.sha256 = hashlib.sha256()
         self.num_bytes = 0
@@ -41,6 +66,8 @@ class _HashingRaw(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
+        if self._waiting is not None and not self._waiting.wait(self._file.fileno()):
+            return 0
         chunk = self._read(len(buffer))
         buffer[: len(chunk)] = chunk
         self.sha256.update(chunk)
@@ -75,6 +102,7 @@ class ByteSource:
         self._stdin = stdin
         self._held: BinaryIO | None = None
         self._raw: _HashingRaw | None = None
+        self._waiting: _Waiting | None = None
 
     def check(self) -> None:
         """Look at the first bytes.
@@ -101,6 +129,15 @@ class ByteSource:
         """Whether it can be opened more than once."""
         return self.path is not None and stat.S_ISREG(self.path.stat().st_mode)
 
+    def may_wait(self) -> bool:
+        """Whether reading may have to wait for another process. Known when it is open."""
+        return self._waiting is not None
+
+    def give_up(self) -> None:
+        """End the reading of a pipe from another thread than the one that waits for it."""
+        if self._waiting is not None:
+            self._waiting.give_up()
+
     def facts(self) -> dict:
         """Describe it for the manifest; the hash is of the bytes as stored, and null when they were not all read."""
         facts = {"path": self.name, "sha256": None, "bytes": None}
@@ -119,7 +156,9 @@ class ByteSource:
             file = self._stdin or sys.stdin.buffer if self.path is None else self.path.open("rb")
         except OSError as error:
             raise ConfigError(f"{self.name} cannot be read: {error.strerror}") from None
-        self._raw = _HashingRaw(file)
+        if self._waiting is None and _can_wait(file):
+            self._waiting = _Waiting()
+        self._raw = _HashingRaw(file, self._waiting)
         buffered = io.BufferedReader(self._raw, 1 << 16)
         if not self.is_gzip and not self._is_nameless:
             return buffered
@@ -147,9 +186,19 @@ class ByteSource:
             raise ConfigError(f"{self.name} is {encoding}: convert it to UTF-8, for instance with iconv -f {encoding}")
 
 
+def _can_wait(file: BinaryIO) -> bool:
+    try:
+        return _is_stream(os.fstat(file.fileno()).st_mode)
+    except OSError:  # it is not of the system: bytes in memory
+        return False
+
+
 def _is_pipe(path: Path) -> bool:
     try:
-        mode = path.stat().st_mode
+        return _is_stream(path.stat().st_mode)
     except OSError:
         return False
+
+
+def _is_stream(mode: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)

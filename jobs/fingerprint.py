@@ -107,12 +107,12 @@ def run_facts(job: Job, source: RowSource, model_dir: Path | None) -> dict[str, 
     Returns:
         A hash for each part; None when it cannot be told beforehand, as with input from a pipe.
     """
-    from nanovllm import machine_info, model_info
+    from nanovllm import machine_info, model_identity
 
     if model_dir is None or not model_dir.is_dir():
         return None
     try:
-        identity = model_info(model_dir)["identity"]
+        identity = model_identity(model_dir)
         inputs = [_file_hash(Path(path)) for path in source.paths] if _is_repeatable(source) else None
         few_shot = [_file_hash(Path(path)) for path in _few_shot_files(job)]
     except (UsageError, OSError):

@@ -49,6 +49,7 @@ class Generation:
 
     Attributes:
         tally: what was done so far.
+        num_in_flight: rows that the engine has and has not answered.
         is_out_of_time: whether rows were left out because they would not have ended before the deadline.
     """
 
@@ -63,6 +64,7 @@ class Generation:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.tally = Tally(resumed=Resumed() if journal.recovery.num_entries else None)
+        self.num_in_flight = 0
         self.is_out_of_time = False
         self._job = job
         self._llm = llm
@@ -75,8 +77,8 @@ class Generation:
         self._row_seconds = 0.0
         self._started_at = clock()
 
-    def run(self, raw_rows: Iterator[RawRow], parser: RowParser, total: int | None = None) -> None:
-        """Do all rows, of which there are `total` if that is known.
+    def run(self, raw_rows: Iterator[RawRow | None], parser: RowParser, total: int | None = None) -> None:
+        """Do all rows, of which there are `total` if that is known; a None says that there is none at the moment.
 
         Raises:
             TooManyErrors: the job wants to stop early, and no rest of the rows can keep it within its limits.
@@ -85,6 +87,7 @@ class Generation:
         self._total = total
         with contextlib.closing(self._work.serve(self._requests(raw_rows, parser))) as answers:
             for flight, answer in answers:
+                self.num_in_flight -= 1
                 self._row_seconds = self._clock() - flight.taken_at
                 try:
                     result = self._work.result(flight.row, answer)
@@ -115,9 +118,13 @@ class Generation:
             kept=self.tally.resumed.kept if self.tally.resumed else 0,
         )
 
-    def _requests(self, raw_rows: Iterator[RawRow], parser: RowParser) -> Iterator[Any]:
-        passed_over = None
-        for index, raw in enumerate(raw_rows):
+    def _requests(self, raw_rows: Iterator[RawRow | None], parser: RowParser) -> Iterator[Any]:
+        passed_over, next_index = None, 0
+        for raw in raw_rows:
+            if raw is None:
+                yield None
+                continue
+            index, next_index = next_index, next_index + 1
             row = parser.parse(index, raw)
             if self._job.shard is not None and not is_in_shard(row.id, self._job.shard):
                 passed_over = row
@@ -136,6 +143,7 @@ class Generation:
             if self._deadline is not None and flight.taken_at + self._row_seconds >= self._deadline:
                 self.is_out_of_time = True
                 return
+            self.num_in_flight += 1
             yield from flight.requests
 
     def _keep(self, flight: InFlight) -> bool:

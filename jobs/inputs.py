@@ -78,6 +78,15 @@ class RowSource:
             return None
         return sum(sum(1 for _ in _reader(ByteSource(source.path)).rows()) for source in self._sources)
 
+    def may_wait(self) -> bool:
+        """Whether reading rows may have to wait for another process. Known after `check`."""
+        return any(source.may_wait() for source in self._sources)
+
+    def give_up(self) -> None:
+        """End the reading of rows in another thread soon."""
+        for source in self._sources:
+            source.give_up()
+
     def facts(self) -> list[dict]:
         """Describe the files for the manifest."""
         return [source.facts() for source in self._sources]

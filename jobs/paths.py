@@ -39,7 +39,7 @@ def expand_output(text: str, name: str, today: datetime.date, place: str) -> str
 
     def value(match: re.Match) -> str:
         if match.group(1) not in values:
-            raise ConfigError(f"{place}: {match.group()} in {text!r} is unknown: output knows {{date}} and {{name}}")
+            raise ConfigError(f"{place}: {match.group()!r} in {text!r} is unknown: output knows {{date}} and {{name}}")
         return values[match.group(1)]
 
     pieces = _VARIABLE.split(text)  # text, variable, text, variable, …, text

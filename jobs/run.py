@@ -28,6 +28,7 @@ from jobs.lock import Locked
 from jobs.manifest import Manifest
 from jobs.progress import Progress, make_display
 from jobs.prompts import PromptBuilder
+from jobs.read_ahead import ReadAhead
 from jobs.results import write_results
 from jobs.rows import row_parser
 from jobs.run_directory import RunDirectory, RunLog
@@ -212,8 +213,8 @@ class _Run:
             self._status.enter("generating", lambda: generation.snapshot(total))
             try:
                 display = make_display(self._job.progress, self._stderr, total)
-                with Progress(display, lambda: generation.snapshot(total)):
-                    generation.run(self._source.rows(self._job.limit), row_parser(self._job, self._prompts), total)
+                with Progress(display, lambda: generation.snapshot(total)), self._raw_rows(generation) as raw_rows:
+                    generation.run(raw_rows, row_parser(self._job, self._prompts), total)
             finally:
                 self._generate_s = generation.seconds
             if not generation.is_out_of_time:
@@ -222,6 +223,12 @@ class _Run:
                 journal.sync()
                 write_results(journal, self._directory.results, self._directory.heads)
                 self._score()
+
+    def _raw_rows(self, generation: Generation) -> contextlib.closing:
+        rows = self._source.rows(self._job.limit)
+        if self._source.may_wait():
+            rows = ReadAhead(rows, self._source.give_up, lambda: generation.num_in_flight > 0)
+        return contextlib.closing(rows)
 
     def _score(self) -> None:
         if self._ending is None:

@@ -36,6 +36,7 @@ _HOME = {
     "fetch_demo": "nanovllm.checkpoint.demo",
     "resolve_model": "nanovllm.checkpoint.hub",
     "machine_info": "nanovllm.info",
+    "model_identity": "nanovllm.info",
     "model_info": "nanovllm.info",
     "plan_model": "nanovllm.plan",
     "bench_model": "nanovllm.bench",

@@ -46,6 +46,18 @@ def machine_info() -> dict[str, Any]:
     }
 
 
+def model_identity(model_dir: Path) -> str:
+    """Name the weights in a model folder, as `model_info` and `LLM.facts` do, and read nothing else of it.
+
+    Raises:
+        CheckpointError: there are no weights, or their headers are broken.
+    """
+    from nanovllm.checkpoint.loader import Checkpoint
+
+    with Checkpoint(model_dir) as checkpoint:
+        return checkpoint.identity()
+
+
 def model_info(path: str | Path, max_model_len: int | None = None) -> dict[str, Any]:
     """Describe a model folder without loading its weights.
 

@@ -45,6 +45,10 @@ class WholeFiles:
         """Count the rows."""
         return len(self._sources)
 
+    def may_wait(self) -> bool:
+        """Whether it is worth asking for other work between rows: not with a few long texts."""
+        return False
+
     def facts(self) -> list[dict]:
         """Describe the files for the manifest."""
         return [source.facts() for source in self._sources]

@@ -104,7 +104,8 @@ def test_a_name_that_looks_like_a_date_is_text(load):
         ("shards: 1/2", "line 3: shards is not a known key"),
         ("name: &a x\noutput: *a", "line 4: the alias *a is not read here: write the value out"),
         ("name: !!python/name:os.system x", "line 3: the tag tag:yaml.org,2002:python/name:os.system is not read"),
-        ("output: 'runs/{job}'", "line 3: output: {job} in 'runs/{job}' is unknown: output knows {date} and {name}"),
+        ("output: 'runs/{job}'", "line 3: output: '{job}' in 'runs/{job}' is unknown: output knows {date} and {name}"),
+        (r'output: "runs/{\L}"', r"output: '{\u2028}' in 'runs/{\u2028}' is unknown"),  # a message stays one line
         ("name: [", "this is not YAML"),
         ("? [a]\n: 1", "line 3: a key must be plain text"),
         ("---\nname: x", "one document is expected, and here a second begins"),
