@@ -34,7 +34,8 @@ cdef void open_tile(step_t *s, const layer_t *layer, Py_ssize_t kv_head, int tid
     a.k_block_stride, a.v_block_stride = m.num_kv_heads * m.k_block_bytes, m.num_kv_heads * m.v_block_bytes
     a.k_cache, a.v_cache = layer.k_cache + kv_head * m.k_block_bytes, layer.v_cache + kv_head * m.v_block_bytes
     a.scratch = <float *>(scratch + s.attention_at)
-    a.num_rows = a.done = 0
+    a.num_rows = a.done = a.asked = 0
+    a.next = NULL
 
 
 cdef inline void add_row(step_t *s, tile_t *t, Py_ssize_t row, Py_ssize_t head) noexcept nogil:
@@ -157,19 +158,30 @@ cdef void attend_in_pieces(step_t *s, const layer_t *layer, int tid) noexcept no
         finish_tile(s, &t)
 
 
+cdef Py_ssize_t take_tile(step_t *s, const layer_t *layer, int tid, tile_t *t) noexcept nogil:
+    """Take the next tile, unless none is left; its number."""
+    cdef Py_ssize_t tiles = s.task_start[s.num_seqs], heads = s.m.num_kv_heads, task = nv_fetch_add(&s.next_task)
+    if task < tiles * heads:
+        # The last tiles of a long prefill see the most keys: hand them out first, so that no thread ends up alone.
+        set_tile(s, layer, tiles - 1 - task // heads, task % heads, tid, t)
+    return task
+
+
 cdef void attend(step_t *s, const layer_t *layer, int tid) noexcept nogil:
     """Take attention tasks until none is left."""
     cdef Py_ssize_t tiles = s.task_start[s.num_seqs], heads = s.m.num_kv_heads, task
-    cdef tile_t t
+    cdef tile_t tiles_of[2]
+    cdef tile_t *now
+    cdef tile_t *later
     if s.num_pieces > 0:
         attend_in_pieces(s, layer, tid)
         return
     attend_shared(s, layer, tid)
-    while True:
-        task = nv_fetch_add(&s.next_task)
-        if task >= tiles * heads:
-            return
-        # The last tiles of a long prefill see the most keys: hand them out first, so that no thread ends up alone.
-        set_tile(s, layer, tiles - 1 - task // heads, task % heads, tid, &t)
-        s.m.k.attention(&t.a)
-        finish_tile(s, &t)
+    now, later = &tiles_of[0], &tiles_of[1]
+    task = take_tile(s, layer, tid, now)
+    while task < tiles * heads:
+        task = take_tile(s, layer, tid, later)  # beforehand, so that its keys are on their way when it begins
+        now.a.next = &later.a if task < tiles * heads else NULL
+        s.m.k.attention(&now.a)
+        finish_tile(s, now)
+        now, later = later, now

@@ -80,6 +80,8 @@ cdef extern from "csrc/kernels.h" nogil:
         int done
         float **state
         float *scratch
+        nv_attention *next
+        int asked
 
     Py_ssize_t nv_v_stride(int head_dim)
     Py_ssize_t nv_k_block_bytes(int cache, int head_dim)

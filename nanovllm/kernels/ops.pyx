@@ -181,6 +181,7 @@ cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_
     a.block_table, a.head_dim, a.v_stride, a.window = &block_table[0], <int>dim, <int>padded, window
     a.k_block_stride, a.v_block_stride = kv_heads * k_bytes, kv_heads * v_bytes
     a.scale, a.scratch, a.cache, a.done, a.state = scale, &scratch_view[0], cache, 0, NULL
+    a.next, a.asked = NULL, 0
     for kv_head in range(kv_heads):
         a.k_cache, a.v_cache = k_cache + kv_head * k_bytes, v_cache + kv_head * v_bytes
         for index in range(0, rows * group, NV_ATTN_ROWS):

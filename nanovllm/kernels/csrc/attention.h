@@ -5,27 +5,20 @@
  * does not see get weight 0 and change no bit, so a row comes out the same alone, beside others, as prefill or decode.
  */
 
-/* The kernels of one block. Blocks lie anywhere, 4 KiB or so each: too short for the hardware to see a stream. So every
- * kernel asks for the same bytes of the block that comes next (itself at the end) while it reads its own.
- *
- * scores[r][0:NV_BLOCK] = sum over d of q[d][r] * k[d][:]; q is [head_dim][NV_ATTN_ROWS]. */
+/* scores[r][0:NV_BLOCK] of one block = sum over d of q[d][r] * k[d][:]; q is [head_dim][NV_ATTN_ROWS]. */
 #define SCORES(kind, R)                                                                                       \
-    static void scores_##kind##_##R(const void *q, const void *block, const void *next, int head_dim,         \
-                                    float *scores) {                                                          \
+    static void scores_##kind##_##R(const void *q, const void *block, int head_dim, float *scores) {          \
         for (int part = 0; part < NV_BLOCK; part += 2 * VL)                                                   \
             dot_##kind##_##R(&(dot_t){.x = q, .x_row = 1, .x_step = NV_ATTN_ROWS,                             \
-                                      .w = (const float *)block + part, .w_step = NV_BLOCK,                   \
-                                      .prefetch = 1, .next = (const float *)next + part, .k = head_dim,       \
+                                      .w = (const float *)block + part, .w_step = NV_BLOCK, .k = head_dim,    \
                                       .out = scores + part, .out_row = NV_PIECE});                            \
     }
 
 /* out[r][0:2*VL] += sum over t of weights[r][t] * v[t][0:2*VL] over the first `count` positions. */
 #define VALUES(kind, R)                                                                                       \
-    static void values_##kind##_##R(const void *weights, const void *block, const void *next, int stride,     \
-                                    int count, float *out) {                                                  \
+    static void values_##kind##_##R(const void *weights, const void *block, int stride, int count, float *out) { \
         dot_##kind##_##R(&(dot_t){.x = weights, .x_row = WEIGHTS_ROW_##kind, .x_step = 1, .w = block,         \
-                                  .w_step = stride, .prefetch = 1, .next = next, .k = count, .out = out,      \
-                                  .out_row = stride, .accumulate = 1});                                       \
+                                  .w_step = stride, .k = count, .out = out, .out_row = stride, .accumulate = 1}); \
     }
 #define WEIGHTS_ROW_f32 NV_PIECE
 #if defined(__AVX512BF16__)
@@ -39,8 +32,8 @@
 EACH_ATTN_ROWS(ATTN_KERNELS)
 #define ATTN_TABLE(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
 
-typedef void (*scores_fn)(const void *, const void *, const void *, int, float *);
-typedef void (*values_fn)(const void *, const void *, const void *, int, int, float *);
+typedef void (*scores_fn)(const void *, const void *, int, float *);
+typedef void (*values_fn)(const void *, const void *, int, int, float *);
 static const scores_fn scores_table[][NV_ATTN_ROWS] = {ATTN_TABLE(scores_f32), ATTN_TABLE(scores_bf16)};
 static const values_fn values_table[][NV_ATTN_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
 
@@ -159,47 +152,81 @@ static inline void visible(const nv_attention *a, int r, int base, int begin, in
     *last = *last < end - 1 ? *last : end - 1;
 }
 
-/* Scores of the blocks [begin, end) of a piece to softmax weights; largest score and sum of each row. */
-static void softmax_rows(const nv_attention *a, const attention_scratch *s, int base, int begin, int end, float *max,
-                         float *sum) {
+/* The part of one piece of positions that any row of a task sees. */
+typedef struct {
+    const nv_attention *a;
+    int base;       /* first position of the piece */
+    int begin;      /* from there on, the first block that is seen */
+    int end;        /* one past the last position that is seen */
+    int blocks_end; /* one past the last block */
+} span_t;
+
+static span_t span_of(const nv_attention *a, int piece) {
+    const int base = piece * NV_PIECE;
+    int lowest = INT32_MAX, highest = 0;
     for (int r = 0; r < a->num_rows; r++) {
-        float *scores = s->scores + r * NV_PIECE + begin;
+        int first = first_position(a, r);
+        lowest = first < lowest ? first : lowest;
+        highest = a->position[r] > highest ? a->position[r] : highest;
+    }
+    const int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE;
+    return (span_t){a, base, (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK, end,
+                    (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK};
+}
+
+static inline const char *keys_at(const span_t *s, int t) {
+    return block_at(s->a, s->a->k_cache, s->a->k_block_stride, s->base + t);
+}
+
+static inline const char *values_at(const span_t *s, int t) {
+    return block_at(s->a, s->a->v_cache, s->a->v_block_stride, s->base + t);
+}
+
+#include "ask.h"
+
+/* Scores of a piece to softmax weights; largest score and sum of each row. */
+static void softmax_rows(const attention_scratch *s, plan_t *plan, float *max, float *sum) {
+    const span_t *now = plan->now;
+    for (int r = 0; r < now->a->num_rows; r++) {
+        float *scores = s->scores + r * NV_PIECE + now->begin;
+        const int n = now->blocks_end - now->begin;
         int first, last;
-        visible(a, r, base, begin, end, &first, &last);
+        visible(now->a, r, now->base, now->begin, now->blocks_end, &first, &last);
         sum[r] = 0;
         max[r] = -INFINITY;
+        ask_beside(plan, ASK_SOFTMAX, n / now->a->num_rows);
         if (first > last)
-            memset(scores, 0, sizeof(float) * (size_t)(end - begin));
+            memset(scores, 0, sizeof(float) * (size_t)n);
         else
-            sum[r] = softmax_piece(scores, end - begin, first - begin, last - begin, &max[r]);
+            sum[r] = softmax_piece(scores, n, first - now->begin, last - now->begin, &max[r]);
     }
 }
 
 #include "attention_int8.h"
 
-static void attend_piece_float(const nv_attention *a, const attention_scratch *s, int base, int begin, int end,
-                               float *values, float *max, float *sum) {
-    const int rows = a->num_rows, padded = a->v_stride;
+static void attend_piece_float(const attention_scratch *s, plan_t *plan, float *values, float *max, float *sum) {
+    const span_t *now = plan->now;
+    const nv_attention *a = now->a;
+    const int rows = a->num_rows, padded = a->v_stride, begin = now->begin, blocks_end = now->blocks_end;
     const scores_fn scores_of = scores_table[a->cache][rows - 1];
     const values_fn values_of = values_table[a->cache][rows - 1];
-    const int blocks_end = (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK;
-    const char *v_first = block_at(a, a->v_cache, a->v_block_stride, base + begin);
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
-        const char *k = block_at(a, a->k_cache, a->k_block_stride, base + t), *next = v_first;
-        if (t + NV_BLOCK < blocks_end) next = block_at(a, a->k_cache, a->k_block_stride, base + t + NV_BLOCK);
-        scores_of(s->q, k, next, a->head_dim, s->scores + t);
+        ask_until(plan, ASK_KEYS, t + 2 * NV_BLOCK);
+        ask_beside(plan, ASK_SCORES, NV_BLOCK);
+        scores_of(s->q, keys_at(now, t), a->head_dim, s->scores + t);
     }
-    softmax_rows(a, s, base, begin, blocks_end, max, sum);
+    softmax_rows(s, plan, max, sum);
     const void *weights = load_weights(a, s->scores, begin, blocks_end, s->halves);
     const ptrdiff_t weight_bytes = weights == s->scores ? 4 : 2;
     memset(values, 0, sizeof(float) * (size_t)(rows * padded));
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
-        const char *v = block_at(a, a->v_cache, a->v_block_stride, base + t), *next = v;
-        if (t + NV_BLOCK < blocks_end) next = block_at(a, a->v_cache, a->v_block_stride, base + t + NV_BLOCK);
+        const char *v = values_at(now, t);
         /* Slots past `highest` hold whatever an earlier sequence left; they are not read, 0 * NaN being NaN. */
-        const int count = end - t < NV_BLOCK ? end - t : NV_BLOCK;
+        const int count = now->end - t < NV_BLOCK ? now->end - t : NV_BLOCK;
+        ask_until(plan, ASK_VALUES, t + 2 * NV_BLOCK);
+        ask_beside(plan, ASK_SUMS, NV_BLOCK);
         for (int d = 0; d < padded; d += 2 * VL)
-            values_of((const char *)weights + t * weight_bytes, v + d * 4, next + d * 4, padded, count, values + d);
+            values_of((const char *)weights + t * weight_bytes, v + d * 4, padded, count, values + d);
     }
 }
 
@@ -210,22 +237,13 @@ static void load_queries(const nv_attention *a, const attention_scratch *s) {
         load_queries_float(a, s->q);
 }
 
-/* One piece, of the positions from `base` on, for all rows: largest score, sum of weights and weighted values of each
- * row; max is -inf for a row that sees nothing of the piece. The queries are loaded already. */
-static void attend_piece(const nv_attention *a, const attention_scratch *s, int base, float *values, float *max,
-                         float *sum) {
-    int lowest = INT32_MAX, highest = 0;
-    for (int r = 0; r < a->num_rows; r++) {
-        int first = first_position(a, r);
-        lowest = first < lowest ? first : lowest;
-        highest = a->position[r] > highest ? a->position[r] : highest;
-    }
-    const int begin = (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK;   /* first block that any row sees */
-    const int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE; /* one past the last position */
-    if (a->cache == NV_CACHE_INT8)
-        attend_piece_int8(a, s, base, begin, end, values, max, sum);
+/* One piece for all rows: largest score, sum of weights and weighted values of each row; max is -inf for a row that sees
+ * nothing of the piece. The queries are loaded already. */
+static void attend_piece(const attention_scratch *s, plan_t *plan, float *values, float *max, float *sum) {
+    if (plan->now->a->cache == NV_CACHE_INT8)
+        attend_piece_int8(s, plan, values, max, sum);
     else
-        attend_piece_float(a, s, base, begin, end, values, max, sum);
+        attend_piece_float(s, plan, values, max, sum);
 }
 
 static inline void clear_state(const nv_attention *a, float *state) {
@@ -276,35 +294,54 @@ static void own_states(const nv_attention *a, const attention_scratch *s, float 
     }
 }
 
-static void fold_piece(const nv_attention *a, const attention_scratch *s, int piece, float *const *states) {
+static void fold_piece(const attention_scratch *s, plan_t *plan, float *const *states) {
     float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS];
-    attend_piece(a, s, piece * NV_PIECE, s->values, max, sum);
-    fold_rows(a, max, sum, s->values, states);
+    attend_piece(s, plan, s->values, max, sum);
+    fold_rows(plan->now->a, max, sum, s->values, states);
+}
+
+/* The first piece that `attention` reads for a task, and one past the last. */
+static void pieces_of(const nv_attention *a, int *begin, int *end) {
+    piece_range(a, begin, end);
+    if (a->done > 0) *begin = a->done;
 }
 
 static void attention(const nv_attention *a) {
     const attention_scratch s = cut_scratch(a);
     float *own[NV_ATTN_ROWS];
     float *const *states = a->state;
-    int begin, end;
-    piece_range(a, &begin, &end);
-    if (a->done > 0) {
-        begin = a->done;
-    } else {
+    int begin, end, next_begin, next_end, keys = a->asked;
+    pieces_of(a, &begin, &end);
+    if (a->done == 0) {
         own_states(a, &s, own);
         states = own;
     }
     load_queries(a, &s);
-    for (int piece = begin; piece < end; piece++) fold_piece(a, &s, piece, states);
+    span_t now = span_of(a, begin), after;
+    for (int piece = begin; piece < end; piece++, now = after) {
+        const int is_last = piece + 1 == end;
+        if (!is_last) {
+            after = span_of(a, piece + 1);
+        } else if (a->next != NULL) {
+            pieces_of(a->next, &next_begin, &next_end);
+            after = span_of(a->next, next_begin);
+        }
+        plan_t plan = plan_of(&now, is_last && a->next == NULL ? NULL : &after, keys);
+        fold_piece(&s, &plan, states);
+        keys = asked_later(&plan);
+        if (is_last && a->next != NULL) a->next->asked = keys;
+    }
     write_out(a, states);
 }
 
 static void attention_fold(const nv_attention *a, int piece) {
     const attention_scratch s = cut_scratch(a);
+    const span_t now = span_of(a, piece);
+    plan_t plan = plan_of(&now, NULL, 0);
     if (piece == 0)
         for (int r = 0; r < a->num_rows; r++) clear_state(a, a->state[r]);
     load_queries(a, &s);
-    fold_piece(a, &s, piece, a->state);
+    fold_piece(&s, &plan, a->state);
 }
 
 /* The same in two parts, for few rows over many keys: any thread may compute any piece, one then merges them in order. */
@@ -313,8 +350,10 @@ static void attention_part(const nv_attention *a, int piece, float *part) {
     int begin, end;
     piece_range(a, &begin, &end);
     if (piece < begin || piece >= end) return;
+    const span_t now = span_of(a, piece);
+    plan_t plan = plan_of(&now, NULL, 0);
     load_queries(a, &s);
-    attend_piece(a, &s, piece * NV_PIECE, part + 2 * NV_ATTN_ROWS, part, part + NV_ATTN_ROWS);
+    attend_piece(&s, &plan, part + 2 * NV_ATTN_ROWS, part, part + NV_ATTN_ROWS);
 }
 
 static void attention_merge(const nv_attention *a, const float *parts) {

@@ -46,53 +46,40 @@ static inline float *block_scales(const char *k_block, int head_dim) {
     v_store(out + r * stride, (vf)((vi)v_load(out + r * stride) + p##r));      \
     v_store(out + r * stride + VL, (vf)((vi)v_load(out + r * stride + VL) + q##r));
 
-/* Two vectors of a block, and what comes after the same bytes of the next one. */
-#define INT8_LOAD                                          \
-    const vi w0 = (vi)v_load((const float *)w), w1 = (vi)v_load((const float *)w + VL);
-#define INT8_PREFETCH(p)                                   \
-    __builtin_prefetch(p, 0, 2);                           \
-    if (VL == 16) __builtin_prefetch((p) + 64, 0, 2);
+/* Two vectors of a block. */
+#define INT8_LOAD const vi w0 = (vi)v_load((const float *)w), w1 = (vi)v_load((const float *)w + VL);
 
 /* scores[r][0:NV_BLOCK] of one block; q is [steps][NV_ATTN_ROWS][X_WORDS]. */
 #define SCORES_INT8(R)                                                                                           \
     static void scores_int8_##R(const int32_t *q, const int32_t *moved, const float *scale, const char *block,   \
-                                const char *next, int steps, float *scores) {                                    \
+                                int steps, float *scores) {                                                      \
         const ptrdiff_t x_row = X_WORDS;                                                                         \
         const float *k_scale = (const float *)(block + (ptrdiff_t)steps * 4 * NV_BLOCK);                         \
         for (int part = 0; part < NV_BLOCK; part += 2 * VL) {                                                    \
-            const char *w = block + 4 * part, *ahead = next + 4 * part;                                          \
+            const char *w = block + 4 * part;                                                                    \
             const int32_t *x = q;                                                                                \
             const vf scale0 = v_load(k_scale + part), scale1 = v_load(k_scale + part + VL);                      \
             ROWS_##R(INT8_CLEAR)                                                                                 \
-            for (int i = 0; i < steps; i++, x += NV_ATTN_ROWS * X_WORDS) {                                       \
-                INT8_PREFETCH(ahead)                                                                             \
+            for (int i = 0; i < steps; i++, x += NV_ATTN_ROWS * X_WORDS, w += 4 * NV_BLOCK) {                    \
                 INT8_LOAD                                                                                        \
                 ROWS_##R(INT8_DOT)                                                                               \
-                w += 4 * NV_BLOCK, ahead += 4 * NV_BLOCK;                                                        \
             }                                                                                                    \
-            INT8_PREFETCH(ahead) /* the scales of keys and values */                                             \
-            INT8_PREFETCH(ahead + 4 * NV_BLOCK)                                                                  \
             ROWS_##R(INT8_SCORE)                                                                                 \
         }                                                                                                        \
     }
 
 /* out[r][0:2*VL] += sum over t of weights[r][t] * v[t][0:2*VL], over 4 * steps positions. */
 #define VALUES_INT8(R)                                                                                           \
-    static void values_int8_##R(const int32_t *weights, const char *block, const char *next, int stride,         \
-                                int steps, float *out) {                                                         \
+    static void values_int8_##R(const int32_t *weights, const char *block, int stride, int steps, float *out) {  \
         const ptrdiff_t x_row = X_PIECE;                                                                         \
         ROWS_##R(INT8_CLEAR)                                                                                     \
         for (int part = 0; part < X_PARTS; part++) {                                                             \
-            const char *w = block, *ahead = next;                                                                \
+            const char *w = block;                                                                               \
             const int32_t *x = weights + part * NV_ATTN_ROWS * X_PIECE;                                          \
             ROWS_##R(INT8_UP)                                                                                    \
-            for (int i = 0; i < steps; i++, x += X_WORDS) {                                                      \
-                if (part == 0) {                                                                                 \
-                    INT8_PREFETCH(ahead)                                                                         \
-                }                                                                                                \
+            for (int i = 0; i < steps; i++, x += X_WORDS, w += 4 * stride) {                                     \
                 INT8_LOAD                                                                                        \
                 ROWS_##R(INT8_DOT)                                                                               \
-                w += 4 * stride, ahead += 4 * stride;                                                            \
             }                                                                                                    \
         }                                                                                                        \
         ROWS_##R(INT8_ADD)                                                                                       \
@@ -100,9 +87,8 @@ static inline float *block_scales(const char *k_block, int head_dim) {
 EACH_ATTN_ROWS(SCORES_INT8)
 EACH_ATTN_ROWS(VALUES_INT8)
 
-typedef void (*scores_int8_fn)(const int32_t *, const int32_t *, const float *, const char *, const char *, int,
-                               float *);
-typedef void (*values_int8_fn)(const int32_t *, const char *, const char *, int, int, float *);
+typedef void (*scores_int8_fn)(const int32_t *, const int32_t *, const float *, const char *, int, float *);
+typedef void (*values_int8_fn)(const int32_t *, const char *, int, int, float *);
 static const scores_int8_fn scores_int8_table[NV_ATTN_ROWS] = ATTN_TABLE(scores_int8);
 static const values_int8_fn values_int8_table[NV_ATTN_ROWS] = ATTN_TABLE(values_int8);
 
@@ -181,10 +167,7 @@ static float load_weights_int8(const nv_attention *a, const attention_scratch *s
             top = v_max_bits(top, w & 0x7fffffff);
         }
     }
-    int32_t most = 0;
-    for (int i = 0; i < VL; i++) most = top[i] > most ? top[i] : most;
-    float max;
-    memcpy(&max, &most, 4);
+    const float max = lanes_max_bits(top);
     /* From weights that small on the quotient might be infinite; they add nothing that could be seen. */
     const float inverse = max > 1e-30f && max <= FLT_MAX ? WEIGHT_MAX / max : 0;
     vi total = {0};
@@ -193,34 +176,36 @@ static float load_weights_int8(const nv_attention *a, const attention_scratch *s
         total += whole;
         put_weights(whole, r, t, words);
     }
-    int32_t sum = 0;
-    for (int i = 0; i < VL; i++) sum += total[i];
-    s->weight_moved[r] = sum * NV_INT8_OFFSET;
+    s->weight_moved[r] = lanes_total(total) * NV_INT8_OFFSET;
     return max * (1.0f / WEIGHT_MAX);
 }
 
-/* `attend_piece` over an int8 cache, of the blocks [begin, blocks_end) and positions before `end`. */
-static void attend_piece_int8(const nv_attention *a, const attention_scratch *s, int base, int begin, int end,
-                              float *values, float *max, float *sum) {
+/* `attend_piece` over an int8 cache. */
+static void attend_piece_int8(const attention_scratch *s, plan_t *plan, float *values, float *max, float *sum) {
+    const span_t *now = plan->now;
+    const nv_attention *a = now->a;
     const int rows = a->num_rows, padded = a->v_stride, steps = (a->head_dim + 3) / 4;
-    const int blocks_end = (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK;
-    const char *v_first = block_at(a, a->v_cache, a->v_block_stride, base + begin);
+    const int begin = now->begin, blocks_end = now->blocks_end;
     float factor[NV_ATTN_ROWS];
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
-        const char *k = block_at(a, a->k_cache, a->k_block_stride, base + t), *next = v_first;
-        if (t + NV_BLOCK < blocks_end) next = block_at(a, a->k_cache, a->k_block_stride, base + t + NV_BLOCK);
-        scores_int8_table[rows - 1]((const int32_t *)s->q, s->row_moved, s->row_scale, k, next, steps, s->scores + t);
+        ask_until(plan, ASK_KEYS, t + 2 * NV_BLOCK);
+        ask_beside(plan, ASK_SCORES, NV_BLOCK);
+        scores_int8_table[rows - 1]((const int32_t *)s->q, s->row_moved, s->row_scale, keys_at(now, t), steps,
+                                    s->scores + t);
     }
-    softmax_rows(a, s, base, begin, blocks_end, max, sum);
-    for (int r = 0; r < rows; r++) factor[r] = load_weights_int8(a, s, r, base, begin, blocks_end);
+    softmax_rows(s, plan, max, sum);
+    for (int r = 0; r < rows; r++) {
+        ask_beside(plan, ASK_WEIGHTS, (blocks_end - begin) / rows);
+        factor[r] = load_weights_int8(a, s, r, now->base, begin, blocks_end);
+    }
     memset(values, 0, sizeof(float) * (size_t)(rows * padded));
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
-        const char *v = block_at(a, a->v_cache, a->v_block_stride, base + t), *next = v;
-        if (t + NV_BLOCK < blocks_end) next = block_at(a, a->v_cache, a->v_block_stride, base + t + NV_BLOCK);
-        const int count = end - t < NV_BLOCK ? end - t : NV_BLOCK;
+        const int count = now->end - t < NV_BLOCK ? now->end - t : NV_BLOCK;
         const int32_t *weights = (const int32_t *)s->halves + t / 4 * X_WORDS;
+        ask_until(plan, ASK_VALUES, t + 2 * NV_BLOCK);
+        ask_beside(plan, ASK_SUMS, NV_BLOCK);
         for (int d = 0; d < padded; d += 2 * VL)
-            values_int8_table[rows - 1](weights, v + d * 4, next + d * 4, padded, (count + 3) / 4, values + d);
+            values_int8_table[rows - 1](weights, values_at(now, t) + d * 4, padded, (count + 3) / 4, values + d);
     }
     for (int r = 0; r < rows; r++)
         for (float *x = values + r * padded; x < values + (r + 1) * padded; x += VL)

@@ -31,22 +31,17 @@ static void to_bf16(const float *x, uint16_t *y, ptrdiff_t n, ptrdiff_t n_padded
 #define INT8_OFFSET 0
 #endif
 
-/* The largest |x|; NaN if one is. */
+/* The largest |x|; NaN if one is, whose bits are above all others. */
 static float abs_max(const float *x, ptrdiff_t n) {
     vi top = {0};
     ptrdiff_t j = 0;
     for (; j + VL <= n; j += VL) top = v_max_bits(top, (vi)v_load(x + j) & 0x7fffffff);
-    int32_t most = 0;
-    for (int i = 0; i < VL; i++) most = top[i] > most ? top[i] : most;
-    for (; j < n; j++) {
-        int32_t bits;
-        memcpy(&bits, x + j, 4);
-        bits &= 0x7fffffff;
-        most = bits > most ? bits : most;
+    if (j < n) {
+        int32_t tail[VL] = {0};
+        memcpy(tail, x + j, (size_t)(n - j) * sizeof(float));
+        top = v_max_bits(top, (vi)v_load((const float *)tail) & 0x7fffffff);
     }
-    float max;
-    memcpy(&max, &most, 4);
-    return max;
+    return lanes_max_bits(top);
 }
 
 /* y[0:n] = round(x * 127 / max|x|) + offset; returns max|x|, NaN where an element is infinite or NaN. */

@@ -16,8 +16,6 @@ typedef struct {
     ptrdiff_t x_row, x_step;
     const void *w;          /* w[i] or, of bfloat16, the pair that holds it: w_step 4-byte words from one to the next */
     ptrdiff_t w_step;
-    int prefetch;           /* ask for `next` byte for byte as w is read */
-    const void *next;
     ptrdiff_t k;
     float *out;             /* row r at out + out_row * r */
     ptrdiff_t out_row;
@@ -39,7 +37,6 @@ INLINE void dot_float(int rows, int is_bf16, const dot_t *d) {
     ptrdiff_t i = 0;
     for (; i + is_bf16 < d->k; i += 1 + is_bf16) {
         const ptrdiff_t at = (is_bf16 ? i / 2 : i) * d->w_step;
-        if (d->prefetch) __builtin_prefetch((const float *)d->next + at, 0, 2);
         const vf w0 = v_hold(v_load(w + at)), w1 = v_hold(v_load(w + at + VL));
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
@@ -91,8 +88,6 @@ EACH_DOT_ROWS(DOT_F32)
         ptrdiff_t i = 0;                                                                                \
         ROWS_##R(DOT_LOAD)                                                                              \
         for (; i < d->k / 2; i++) {                                                                     \
-            if (d->prefetch) __builtin_prefetch((const float *)d->next + i * d->w_step, 0, 2);              \
-            if (d->prefetch) __builtin_prefetch((const float *)d->next + i * d->w_step + 16, 0, 2);         \
             w0 = (__m512bh)v_hold(v_load(w + i * d->w_step));                                           \
             w1 = (__m512bh)v_hold(v_load(w + i * d->w_step + VL));                                      \
             ROWS_##R(DOT_STEP)                                                                          \

@@ -52,7 +52,7 @@ static inline ptrdiff_t nv_v_block_bytes(int cache, int head_dim) {
  *   int8      k [head_dim / 4][NV_BLOCK][4]    v [NV_BLOCK / 4][v_stride][4]
  *             and behind k, as float, the scales of the keys [NV_BLOCK] and of the values [NV_BLOCK]
  * that is, neighbours along the dimension that is summed lie side by side, as vdpbf16ps and vpdpbusd want. */
-typedef struct {
+typedef struct nv_attention {
     const float *q;              /* row r at q + q_offset[r] */
     float *out;                  /* row r at out + out_offset[r] */
     const ptrdiff_t *q_offset;   /* [num_rows] */
@@ -72,6 +72,8 @@ typedef struct {
     int done;                    /* so many pieces are in the rows' states already */
     float *const *state;         /* [num_rows] states, with `done` > 0 or for attention_fold */
     float *scratch;              /* nv_attention_scratch(head_dim) floats, one for each thread */
+    struct nv_attention *next;   /* what `attention` gets after this, or NULL: its first keys are asked for meanwhile */
+    int asked;                   /* one past the positions of the first piece whose keys were asked for so; 0 at first */
 } nv_attention;
 
 /* A row's running state: largest score, sum of weights, and from here on the weighted values [v_stride]. */

@@ -108,21 +108,61 @@ static inline vf v_exp(vf x) {
     return (vf)((vi)y & ~dead);
 }
 
-/* The sum of NV_LANES lanes by a fixed tree. */
+/* The sum of NV_LANES lanes by a fixed tree: each lane of the lower half and the one that far above it, and so on. */
 static inline float lanes_sum(const vf *acc) {
+#if defined(__AVX__)
+#if defined(__AVX512F__)
+    const __m512 all = (__m512)acc[0];
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+#else
+    const __m256 eight = _mm256_add_ps((__m256)acc[0], (__m256)acc[1]);
+#endif
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
     float t[NV_LANES];
     for (int i = 0; i < VPL; i++) v_store(t + i * VL, acc[i]);
     for (int width = NV_LANES / 2; width > 0; width /= 2)
         for (int i = 0; i < width; i++) t[i] += t[i + width];
     return t[0];
+#endif
 }
 
 static inline float lanes_max(vf acc) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)acc);
+#else
     float t[VL], m;
     v_store(t, acc);
     m = t[0];
     for (int i = 1; i < VL; i++) m = t[i] > m ? t[i] : m;
     return m;
+#endif
+}
+
+/* The float with the largest bits of those that `v_max_bits` has gone over. */
+static inline float lanes_max_bits(vi top) {
+    int32_t most;
+#if defined(__AVX512F__)
+    most = _mm512_reduce_max_epi32((__m512i)top);
+#else
+    most = top[0];
+    for (int i = 1; i < VL; i++) most = top[i] > most ? top[i] : most;
+#endif
+    float max;
+    memcpy(&max, &most, 4);
+    return max;
+}
+
+static inline int32_t lanes_total(vi x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)x);
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < VL; i++) sum += x[i];
+    return sum;
+#endif
 }
 
 /* F for each row of a strip. The accumulators below are variables of their own: gcc 12 keeps an array of them in memory
