@@ -76,7 +76,7 @@ class _HashingRaw(io.RawIOBase):
         return len(chunk)
 
     def close(self) -> None:
-        if not self.closed and self._file is not sys.stdin.buffer:
+        if not self.closed and self._file is not getattr(sys.stdin, "buffer", None):
             self._file.close()
         super().close()
 
@@ -152,6 +152,8 @@ class ByteSource:
         return facts
 
     def _open(self) -> BinaryIO:
+        if self.path is None and self._stdin is None and sys.stdin is None:
+            raise ConfigError(f"the input is {STDIN}, and standard input is closed: send the rows to it, or name a file")
         try:
             file = self._stdin or sys.stdin.buffer if self.path is None else self.path.open("rb")
         except OSError as error:

@@ -23,7 +23,7 @@ from jobs.rows import Row, RowParser, with_place
 from jobs.sharding import is_in_shard
 from jobs.tally import Resumed, Tally, head_values
 from jobs.work import Completions, InFlight
-from nanovllm import RequestError
+from nanovllm import RequestError, UsageError
 
 _NUM_LOGGED_ERRORS = 20
 _NUM_LOGGED_CHANGES = 20
@@ -75,12 +75,14 @@ class Generation:
         self._clock = clock
         self._total: int | None = None
         self._row_seconds = 0.0
+        self._unread: str | None = None
         self._started_at = clock()
 
     def run(self, raw_rows: Iterator[RawRow | None], parser: RowParser, total: int | None = None) -> None:
         """Do all rows, of which there are `total` if that is known; a None says that there is none at the moment.
 
         Raises:
+            UsageError: the input was not read to its end, or was empty, and an earlier process finished more rows.
             TooManyErrors: the job wants to stop early, and no rest of the rows can keep it within its limits.
             OSError: the journal cannot be written any more.
         """
@@ -125,6 +127,8 @@ class Generation:
                 yield None
                 continue
             index, next_index = next_index, next_index + 1
+            if raw.is_cut:
+                self._unread = f"{raw.place()} {raw.problem}"
             row = parser.parse(index, raw)
             if self._job.shard is not None and not is_in_shard(row.id, self._job.shard):
                 passed_over = row
@@ -145,6 +149,11 @@ class Generation:
                 return
             self.num_in_flight += 1
             yield from flight.requests
+
+        if next_index == 0:
+            self._unread = "the input has no rows"
+        elif next_index == self._job.limit < self._journal.recovery.num_entries:
+            self._unread = f"only {next_index} rows are read (limit)"
 
     def _keep(self, flight: InFlight) -> bool:
         """Take over the result of an earlier process, if there is one of the same fingerprint."""
@@ -213,6 +222,12 @@ class Generation:
 
     def _count_dropped(self) -> None:
         dropped = sum(entry.head["status"] == "ok" for entry in self._journal.unfound())
+        if dropped and self._unread is not None and self._job.shard is None:
+            raise UsageError(
+                f"{self._unread}, and {dropped} rows that an earlier process finished were not met: they stay in "
+                f"{self._journal.path}; run the whole input to go on, choose another output, or give --restart to "
+                "forget them"
+            )
         self.tally.resumed.dropped = dropped
 
 

@@ -10,9 +10,11 @@ Knows neither what a row is nor what makes one stale: it finds entries by key an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 import zlib
 from array import array
@@ -87,6 +89,9 @@ class Journal:
         self._reader = path.open("rb")
         self._synced_at = clock()
         self._is_synced = False
+        self._closing = threading.Event()
+        self._syncer = threading.Thread(target=self._keep_synced, name="journal", daemon=True)
+        self._syncer.start()
 
     def find(self, key: str) -> Entry | None:
         """Find the newest entry that an earlier process left under `key`."""
@@ -142,9 +147,13 @@ class Journal:
 
     def sync(self) -> None:
         """Force what was appended to disk."""
-        os.fsync(self._file)
+        self._is_synced = True  # before, since a row may be appended meanwhile
+        try:
+            os.fsync(self._file)
+        except OSError:
+            self._is_synced = False
+            raise
         self._synced_at = self._clock()
-        self._is_synced = True
         if os.fstat(self._file).st_nlink == 0:
             raise JournalLost(f"{self.path} was deleted while the run wrote to it")
 
@@ -176,6 +185,8 @@ class Journal:
         """Force what was appended to disk and stop."""
         if self._file < 0:
             return
+        self._closing.set()
+        self._syncer.join()
         try:
             os.fsync(self._file)
         except OSError:
@@ -183,6 +194,13 @@ class Journal:
         os.close(self._file)
         self._reader.close()
         self._file = -1
+
+    def _keep_synced(self) -> None:
+        """Force the last rows to disk when no other comes soon."""
+        while not self._closing.wait(SYNC_SECONDS):
+            if not self._is_synced:
+                with contextlib.suppress(OSError):  # the next row will meet it too
+                    self.sync()
 
     def _heads(self) -> Iterator[tuple[int, dict[str, Any]]]:
         spot = len(_FIRST_LINE)

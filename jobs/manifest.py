@@ -109,6 +109,30 @@ class Manifest:
         """Record what the gate of an evaluation says of its scores."""
         self.values["gate"] = [{"metric": one.metric, "holds": one.holds, "sentence": one.sentence} for one in verdicts]
 
+    def judge_again(self, earlier: dict[str, Any], verdicts: list[Any] | None, exit_code: int) -> bool:
+        """Have the manifest of a finished run say what today's limits and gate make of it, and nothing else new.
+
+        Args:
+            earlier: the manifest as it stands.
+            verdicts: of an evaluation's gate; None for a generation job.
+            exit_code: the command's.
+
+        Returns:
+            Whether anything changed.
+        """
+        job = {**earlier["job"], "limits": self.values["job"]["limits"]}
+        if verdicts is not None:
+            job["eval"] = {**job["eval"], "gate": self.values["job"]["eval"].get("gate")}
+            self.set_verdicts(verdicts)
+        judged = {**earlier, "job": job, "exit_code": exit_code}
+        if verdicts is not None:
+            judged["gate"] = self.values["gate"]
+        if judged == earlier:
+            return False
+        self.values = judged
+        self._write()
+        return True
+
     def write(self, status: str, exit_code: int | None = None, error: str | None = None) -> None:
         """Write the file, all or nothing.
 
@@ -120,6 +144,9 @@ class Manifest:
         self.values.update(status=status, exit_code=exit_code, error=error)
         if exit_code is not None:
             self.values["ended"] = _now()
+        self._write()
+
+    def _write(self) -> None:
         text = json_text.dumps(self.values, indent=2) + "\n"
         write_atomically(self._path, [text.encode("utf-8")])
 

@@ -32,6 +32,7 @@ class RawRow:
         value: what was read; with a problem, what could be read nevertheless, or None.
         problem: why the row cannot be used, as the end of a sentence that begins with the place.
         is_batch: whether its file is an OpenAI batch.
+        is_cut: whether its file goes on behind it and cannot be read any further.
     """
 
     source: str
@@ -39,6 +40,7 @@ class RawRow:
     value: Any
     problem: str | None = None
     is_batch: bool = False
+    is_cut: bool = False
 
     def place(self) -> str:
         """Name the row for people."""
@@ -73,7 +75,7 @@ class JsonlReader(Reader):
 
     def _row(self, line: int, text: str | _Unreadable) -> RawRow:
         if isinstance(text, _Unreadable):
-            return RawRow(self.source.name, line, None, text.reason)
+            return RawRow(self.source.name, line, None, text.reason, is_cut=text.is_cut)
         try:
             return RawRow(self.source.name, line, json_text.loads(text.rstrip("\r\n")))
         except json_text.JsonProblem as problem:
@@ -88,7 +90,7 @@ class TextReader(Reader):
         with self.source.open() as file:
             for line, text in _numbered_lines(file):
                 if isinstance(text, _Unreadable):
-                    yield RawRow(self.source.name, line, None, text.reason)
+                    yield RawRow(self.source.name, line, None, text.reason, is_cut=text.is_cut)
                     continue
                 text = text.removesuffix("\n").removesuffix("\r")
                 if text:
@@ -121,7 +123,7 @@ class CsvReader(Reader):
                     yield RawRow(name, line, None, f"is not CSV: {error}")
                     continue
                 except _READ_ERRORS as error:
-                    yield RawRow(name, line, None, _read_failure(error))
+                    yield RawRow(name, line, None, _read_failure(error), is_cut=True)
                     return
                 if values:
                     yield self._row(line, header, values)
@@ -250,9 +252,10 @@ READERS = {
 
 @dataclass(slots=True)
 class _Unreadable:
-    """A line that is no text, with the reason."""
+    """A line that is no text, with the reason; `is_cut` where it is all that cannot be read."""
 
     reason: str
+    is_cut: bool = False
 
 
 def _numbered_lines(file: BinaryIO) -> Iterator[tuple[int, str | _Unreadable]]:
@@ -267,7 +270,7 @@ def _numbered_lines(file: BinaryIO) -> Iterator[tuple[int, str | _Unreadable]]:
             except UnicodeDecodeError as error:
                 yield number, _Unreadable(f"is not valid UTF-8 at byte {error.start + 1} of the line")
     except _READ_ERRORS as error:
-        yield number + 1, _Unreadable(_read_failure(error))
+        yield number + 1, _Unreadable(_read_failure(error), is_cut=True)
 
 
 def _read_failure(error: Exception) -> str:

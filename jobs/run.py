@@ -32,7 +32,7 @@ from jobs.read_ahead import ReadAhead
 from jobs.results import write_results
 from jobs.rows import row_parser
 from jobs.run_directory import RunDirectory, RunLog
-from jobs.status import StatusFile
+from jobs.status import StatusFile, rewrite_exit_code
 from jobs.summary import summarize
 from jobs.work import default_sampling, make_ending, make_work, prompt_builder
 from nanovllm import ConfigError, UsageError
@@ -125,6 +125,7 @@ class _Run:
         self._load_s = self._generate_s = 0.0
         self._ending = make_ending(job, directory)
         self._refuse_other_shard()
+        self._refuse_fewer_rows()
 
     def is_nothing_to_do(self) -> bool:
         """Whether the directory holds this very run, finished, with nothing that another try could mend."""
@@ -159,7 +160,10 @@ class _Run:
         if self._ending is not None:
             self._ending.read()
         code = self._final_code(counts["errors"], counts["rows"])
-        self._say_failures(code, counts["errors"])
+        verdicts = None if self._ending is None else self._ending.verdicts
+        if self._manifest.judge_again(self._earlier, verdicts, code):
+            rewrite_exit_code(self._directory.status, code)
+        self._say_verdicts(code, counts["errors"])
         return code
 
     def run(self, llm_factory: Callable[[Job], Any], status: StatusFile) -> int:
@@ -266,7 +270,7 @@ class _Run:
             logger.info("resumed: %s", tally.resumed.as_json())
         scores = None if self._ending is None else self._ending.scores
         self._say(summarize(self._job, self._directory, tally, self._load_s, self._generate_s, scores))
-        self._say_failures(code, tally.errors)
+        self._say_verdicts(code, tally.errors)
         return code
 
     def _final_code(self, num_errors: int, num_rows: int) -> int:
@@ -277,10 +281,10 @@ class _Run:
     def _failures(self) -> list[str]:
         return [] if self._ending is None else self._ending.failures
 
-    def _say_failures(self, code: int, num_errors: int) -> None:
-        for sentence in self._failures():
-            logger.info("gate: %s", sentence)
-            self._say(f"gate: {sentence} (exit code {code})")
+    def _say_verdicts(self, code: int, num_errors: int) -> None:
+        for verdict in [] if self._ending is None else self._ending.verdicts:
+            logger.info("gate: %s", verdict.sentence)
+            self._say(f"gate: {verdict.sentence}" + ("" if verdict.holds else f" (exit code {code})"))
         if code == exit_codes.TOO_MANY_ERRORS:
             limits = self._job.limits
             self._say(
@@ -321,8 +325,10 @@ class _Run:
         return exit_codes.INTERNAL_FAILURE
 
     def _kept(self) -> str:
+        if not self._directory.journal.exists():
+            return "nothing was generated" if self._generation is None else "the rows that were done are gone with it"
         if self._generation is None:
-            return "nothing was generated"
+            return f"what was done before is kept in {self._directory.journal}, and the same command continues"
         return (
             f"{self._generation.tally.rows} rows are done and kept in {self._directory.journal}, and the same "
             "command continues"
@@ -353,6 +359,15 @@ class _Run:
             raise ConfigError(
                 f"{self._directory.path} holds shard {before or 'none'} of a run and this is {now or 'none'}: choose "
                 "another output, or give --restart to forget it"
+            )
+
+    def _refuse_fewer_rows(self) -> None:
+        earlier, limit = self._earlier or {}, self._job.limit
+        rows = (earlier.get("counts") or {}).get("rows", 0)
+        if limit is not None and earlier.get("status") == "finished" and rows > limit:
+            raise ConfigError(
+                f"{self._directory.path} holds the results of {rows} rows, and the limit is {limit}: choose another "
+                "output, or give --restart to forget them"
             )
 
     def _say(self, text: str) -> None:

@@ -7,7 +7,9 @@ a process on another machine, or in another container, the heartbeat alone tells
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import exit_codes, json_text
+from jobs.files import write_atomically
 from jobs.lock import is_alive, own_identity
 from jobs.progress import Series, Snapshot
 from jobs.run_directory import RunDirectory, read_json
@@ -72,14 +75,18 @@ class StatusFile:
         self._phase, self._exit_code = phase, exit_code
 
     def write(self) -> None:
-        """Write the file now. A disk that takes no more is the journal's affair; the file is then old."""
+        """Write the file now. A disk that takes no more is the journal's affair; only the end is said nevertheless."""
+        temporary = self._path.with_name(self._path.name + ".tmp")
         with self._lock:
             try:
                 text = _encode(self._values(), self._series)
-                temporary = self._path.with_name(self._path.name + ".tmp")
                 temporary.write_text(text, "utf-8")
                 temporary.replace(self._path)
             except OSError as error:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                    if self._exit_code is not None:
+                        _overwrite(self._path, json_text.dumps(self._values()))
                 if not self._is_broken:
                     logger.warning("%s cannot be written: %s", self._path, error.strerror)
                 self._is_broken = True
@@ -111,6 +118,14 @@ class StatusFile:
             "running_since": round(self._started, 3),
             "heartbeat": round(time.time(), 3),
         }
+
+
+def rewrite_exit_code(path: Path, exit_code: int) -> None:
+    """Have the status of a finished run give another exit code, where there is one."""
+    values = read_json(path)
+    if values is not None and values.get("exit_code") != exit_code:
+        values["exit_code"] = exit_code
+        write_atomically(path, [(json_text.dumps(values, indent=2) + "\n").encode("utf-8")])
 
 
 def judge(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -164,6 +179,15 @@ def _of_manifest(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
         "tokens_per_s": manifest.get("tokens_per_s", 0.0),
         "exit_code": manifest["exit_code"],
     }
+
+
+def _overwrite(path: Path, text: str) -> None:
+    """Put a short text in place of a longer one, which needs no room on a full disk."""
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = text.encode("utf-8")
+        if len(data) < size:
+            file.write(data.ljust(size - 1) + b"\n")
 
 
 def _encode(values: dict[str, Any], series: Series) -> str:

@@ -32,9 +32,9 @@ def check_messages(messages: object) -> None:
         if not isinstance(role, str):
             raise refused(f"messages[{index}].role must be a string such as 'user', found {role!r}")
         if isinstance(content, list):
-            bad = next((part for part in content if not isinstance(part, str | Mapping)), None)
-            if bad is not None:
-                raise refused(f"messages[{index}].content holds {bad!r}; each part must be a dict with a type")
+            bad = [part for part in content if not isinstance(part, str | Mapping)]
+            if bad:
+                raise refused(f"messages[{index}].content holds {bad[0]!r}; each part must be a dict with a type")
         elif content is not None and not isinstance(content, str):
             raise refused(
                 f"messages[{index}].content must be a string, null or a list of parts, found {type(content).__name__}"

@@ -61,5 +61,5 @@ def _read(source: ByteSource) -> RawRow:
     except UnicodeDecodeError as error:
         return RawRow(source.name, 1, None, f"is not valid UTF-8 at byte {error.start + 1}")
     except (OSError, EOFError, zlib.error) as error:
-        return RawRow(source.name, 1, None, f"cannot be read: {error}")
+        return RawRow(source.name, 1, None, f"cannot be read: {error}", is_cut=True)
     return RawRow(source.name, 1, {"prompt": text, "file": source.name})

@@ -1,5 +1,7 @@
 """An evaluation that is broken off, continued, judged in another way, or started again when it is finished."""
 
+import json
+
 import pytest
 from eval_shop import EvalLLM, EvalShop
 
@@ -118,6 +120,23 @@ def test_a_gate_that_fails_gives_exit_code_4_each_time(shop):
     assert work_of(model) == 0
 
 
+def test_another_gate_on_a_finished_run_is_in_its_manifest_and_status(shop, models_dir, monkeypatch):
+    monkeypatch.setattr("jobs.run.find_model", lambda job: models_dir / "llama-f32")  # so that it is left alone
+    assert shop.run(GATED % 0.4, ROWS, llm()) == 4
+    before = json.loads(shop.bytes("manifest.json"))
+    assert shop.run(GATED % 0.3, ROWS, llm(), again=True) == 0
+    assert "gate: exact_match is 0.3333: >= 0.3 holds\n" in shop.said
+    after, status = json.loads(shop.bytes("manifest.json")), json.loads(shop.bytes("status.json"))
+    assert (after["exit_code"], status["exit_code"]) == (0, 0)
+    assert [verdict["holds"] for verdict in after["gate"]] == [True]
+    assert after["job"]["eval"]["gate"] == {"exact_match": ">= 0.3"}
+    same = [key for key in before if before[key] == after[key]]
+    assert sorted(set(before) - set(same)) == ["exit_code", "gate", "job"]
+    stamp = (shop.out / "manifest.json").stat().st_mtime_ns
+    assert shop.run(GATED % 0.3, ROWS, llm(), again=True) == 0
+    assert (shop.out / "manifest.json").stat().st_mtime_ns == stamp
+
+
 def test_more_error_rows_than_allowed_win_over_the_gate(shop):
     rows = [*ROWS, {"a": "1", "kind": "odd"}]
     assert shop.run(GATED % 0.9, rows, llm()) == 3
@@ -127,8 +146,6 @@ def test_more_error_rows_than_allowed_win_over_the_gate(shop):
 
 
 def test_the_manifest_says_what_the_gate_said(shop):
-    import json
-
     assert shop.run(GATED % 0.4, ROWS, llm()) == 4
     manifest = json.loads(shop.bytes("manifest.json"))
     assert (manifest["status"], manifest["exit_code"]) == ("finished", 4)

@@ -1,8 +1,10 @@
 """Starting a command again: what is kept, what is done again, and what is said about it."""
 
+import gzip
 import io
 import json
 import os
+import random
 import signal
 
 import pytest
@@ -10,6 +12,7 @@ from fake_llm import FakeLLM
 
 from jobs.job_file import load_job
 from jobs.run import run_job
+from nanovllm import ConfigError, UsageError
 
 ROWS = [{"id": f"i{n}", "prompt": f"row-{n:02d}", "note": n} for n in range(12)]
 
@@ -22,11 +25,11 @@ class Bench:
         self.out = folder / "run"
         self.said = ""
 
-    def run(self, rows=ROWS, text="sampling: {temperature: 0.5}\n", llm=None, output="run"):
+    def run(self, rows=ROWS, text="sampling: {temperature: 0.5}\n", llm=None, output="run", name="in.jsonl"):
         """Gives the exit code and the ids that were generated."""
         (self.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         (self.folder / "job.yaml").write_text(
-            f"model: fake\ninput: in.jsonl\noutput: {output}\nprogress: none\n{text}", "utf-8"
+            f"model: fake\ninput: {name}\noutput: {output}\nprogress: none\n{text}", "utf-8"
         )
         llm = llm or FakeLLM()
         stream = io.StringIO()
@@ -176,6 +179,55 @@ def test_another_model_or_machine_does_all_of_it_again_and_says_why(bench, part,
     assert (code, len(done)) == (0, 12)
     assert f"row 0 (i0) is done again: changed {reason}" in bench.log()
     assert bench.manifest()["resumed"]["changed"] == {reason: 12}
+
+
+def test_a_smaller_limit_does_not_drop_finished_rows(bench, whole):
+    bench.run()
+    with pytest.raises(ConfigError, match=r"holds the results of 12 rows, and the limit is 4: choose another output"):
+        bench.run(text="sampling: {temperature: 0.5}\nlimit: 4\n")
+    assert bench.results() == whole
+    assert bench.run(text="sampling: {temperature: 0.5}\nlimit: 4\nrestart: true\n")[0] == 0
+    assert len(bench.results().splitlines()) == 4
+    # of a run that was broken off, the rows are met before the end shows that some are left over
+    bench.interrupted(after=5)
+    with pytest.raises(UsageError, match=r"only 3 rows are read \(limit\), and \d rows that an earlier process finish"):
+        bench.run(text="sampling: {temperature: 0.5}\nlimit: 3\n")
+    assert bench.run()[0] == 0
+    assert bench.results() == whole
+
+
+def test_a_limit_that_stays_drops_what_vanished(bench):
+    text = "sampling: {temperature: 0.5}\nlimit: 12\n"
+    bench.run(text=text)
+    code, done = bench.run(rows=[*ROWS[:11], {"id": "other", "prompt": "another"}], text=text)
+    assert (code, done) == (0, ["other"])
+    assert bench.manifest()["resumed"]["dropped"] == 1
+
+
+def test_an_empty_input_does_not_drop_finished_rows(bench, whole):
+    bench.run()
+    with pytest.raises(UsageError, match="the input has no rows, and 12 rows that an earlier process finished were not"):
+        bench.run(rows=[])
+    assert bench.manifest()["exit_code"] == 2
+    code, done = bench.run()
+    assert (code, done, bench.results()) == (0, [], whole)
+    assert bench.run(rows=[], text="restart: true\n")[0] == 0
+
+
+def test_an_input_that_breaks_off_does_not_drop_finished_rows(bench):
+    rows = [{**row, "note": random.Random(row["id"]).randbytes(20_000).hex()} for row in ROWS]
+    packed = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), mtime=0)
+
+    def run(content):
+        (bench.folder / "in.jsonl.gz").write_bytes(content)
+        return bench.run(text="sampling: {temperature: 0.5}\n", name="in.jsonl.gz")
+
+    assert run(packed)[0] == 0
+    whole = bench.results()
+    with pytest.raises(UsageError, match=r"line \d+ and what follows cannot be read: .*, and \d+ rows that an earlier"):
+        run(packed[:-100_000])
+    code, done = run(packed)
+    assert (code, done, bench.results()) == (0, [], whole)
 
 
 def test_an_id_given_twice_stays_an_error_row_over_a_resume(bench):

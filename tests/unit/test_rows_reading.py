@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import sys
 
 import pytest
 
@@ -195,6 +196,12 @@ def test_stdin_is_jsonl_and_comes_once():
     assert source.facts() == [
         {"path": "-", "sha256": "5b8f82d3cc66533038f4fdee4b09bc34e9b051ba8de538b8289eb52a425e3a79", "bytes": 18}
     ]
+
+
+def test_a_closed_stdin_is_said(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ConfigError, match="the input is -, and standard input is closed: send the rows to it"):
+        RowSource(["-"]).check()
 
 
 def test_stdin_may_be_gzip():

@@ -1,7 +1,10 @@
 """What a watcher reads of a run, and the verdict of `nanovllm status`."""
 
+import errno
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +38,23 @@ def test_the_file_tells_phase_numbers_and_process(tmp_path):
 def test_an_unwritable_file_does_not_end_the_run(tmp_path):
     with StatusFile(tmp_path / "gone" / "status.json") as status:
         status.enter("loading")
+
+
+def test_the_end_is_said_on_a_disk_that_takes_no_more(tmp_path, monkeypatch):
+    with StatusFile(tmp_path / "status.json") as status:
+        status.enter("generating", lambda: SNAPSHOT)
+        size = (tmp_path / "status.json").stat().st_size
+
+        def fill(path, *arguments):
+            path.touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, "write_text", fill)
+        status.end("failed", 2)
+    values = read(tmp_path)
+    assert (values["phase"], values["exit_code"], values["done"]) == ("failed", 2, 6)
+    assert (tmp_path / "status.json").stat().st_size == size
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 5, 130, 143])
