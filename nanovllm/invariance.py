@@ -79,7 +79,7 @@ def check_invariance(
     Args:
         model: a Hugging Face directory or hub id.
         num_requests: how many requests.
-        progress: called with a few words before each part.
+        progress: called with a few words before and after each part.
         settings: keyword arguments of `LLM`, such as dtype.
 
     Returns:
@@ -100,7 +100,8 @@ def check_invariance(
         say(name)
         llm = LLM(model, **(settings | changes))
         found = _answers(llm, requests[::-1] if backwards else requests, group)
-        different = sum(found[i] != alone[i] for i in alone)
-        rows.append({"variant": name, "different": different, "preemptions": llm.stats()["preemptions"]})
+        different, preemptions = sum(found[i] != alone[i] for i in alone), llm.stats()["preemptions"]
+        rows.append({"variant": name, "different": different, "preemptions": preemptions})
+        say(f"{name}: {different} different, {preemptions} preemptions")
         del llm
     return rows

@@ -100,6 +100,44 @@ static void check_attention(const nv_kernels *k, int dim, int context, int windo
     free(keys), free(values), free(q), free(out), free(table), free(p), free(a.scratch);
 }
 
+/* The quantized cache: as near to the exact result as 8 bits let it come. */
+static void check_attention_int8(const nv_kernels *k, int dim, int context) {
+    const int blocks = context / NV_BLOCK + 1;
+    const ptrdiff_t k_bytes = nv_k_block_bytes(NV_CACHE_INT8, dim), v_bytes = nv_v_block_bytes(NV_CACHE_INT8, dim);
+    float *keys = malloc(sizeof(float) * (size_t)(context * dim)), *values = malloc(sizeof(float) * (size_t)(context * dim));
+    float *q = malloc(sizeof(float) * (size_t)dim), *out = malloc(sizeof(float) * (size_t)dim);
+    char *k_cache = calloc((size_t)blocks, (size_t)k_bytes), *v_cache = calloc((size_t)blocks, (size_t)v_bytes);
+    int32_t *table = malloc(sizeof(int32_t) * (size_t)blocks), position = context - 1;
+    uint8_t *temp = malloc((size_t)dim);
+    double *p = malloc(sizeof(double) * (size_t)context), sum = 0;
+    fill(keys, (long)context * dim);
+    fill(values, (long)context * dim);
+    fill(q, dim);
+    for (int i = 0; i < blocks; i++) table[i] = blocks - 1 - i;
+    for (int t = 0; t < context; t++)
+        k->store_int8(keys + t * dim, values + t * dim, dim, k_cache + table[t / NV_BLOCK] * k_bytes,
+                      v_cache + table[t / NV_BLOCK] * v_bytes, t % NV_BLOCK, temp);
+    const ptrdiff_t zero = 0;
+    nv_attention a = {.q = q, .out = out, .q_offset = &zero, .out_offset = &zero, .position = &position, .num_rows = 1,
+                      .cache = NV_CACHE_INT8, .k_cache = k_cache, .v_cache = v_cache, .k_block_stride = k_bytes,
+                      .v_block_stride = v_bytes, .block_table = table, .head_dim = dim, .v_stride = (int)nv_v_stride(dim),
+                      .scale = 0.5f};
+    a.scratch = malloc(sizeof(float) * nv_attention_scratch(dim));
+    k->attention(&a);
+    for (int t = 0; t < context; t++) {
+        double score = 0;
+        for (int d = 0; d < dim; d++) score += 0.5 * q[d] * keys[t * dim + d];
+        sum += p[t] = exp(score);
+    }
+    for (int d = 0; d < dim; d++) {
+        double expected = 0;
+        for (int t = 0; t < context; t++) expected += p[t] / sum * values[t * dim + d];
+        expect(k->name, "int8 attention", out[d], expected, 0.002);
+    }
+    free(keys), free(values), free(q), free(out), free(k_cache), free(v_cache), free(table), free(temp), free(p);
+    free(a.scratch);
+}
+
 static void check_rows(const nv_kernels *k) {
     float x[77], weight[77], y[77], top;
     double sum = 0, log_sum, total = 0;
@@ -126,6 +164,8 @@ int main(void) {
         check_attention(levels[i], 24, 33, 0);
         check_attention(levels[i], 64, 1100, 0);
         check_attention(levels[i], 64, 700, 100);
+        check_attention_int8(levels[i], 24, 33);
+        check_attention_int8(levels[i], 64, 1100);
         check_rows(levels[i]);
         printf("%s checked\n", levels[i]->name);
     }
