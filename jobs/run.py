@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from jobs import exit_codes
+from jobs import exit_codes, json_text
 from jobs.fingerprint import run_facts
 from jobs.generation import Generation, TooManyErrors
 from jobs.inputs import RowSource, row_source
@@ -371,7 +371,7 @@ class _Run:
             )
 
     def _say(self, text: str) -> None:
-        _say(self._stderr, text)
+        _say(self._stderr, json_text.dumps({"message": text}) if self._job.progress == "json" else text)
 
 
 def _say(stderr: TextIO, text: str) -> None:

@@ -370,3 +370,13 @@ def test_progress_modes(shop, mode, first):
     assert shop.run(job) == 0
     assert first in shop.stderr
     assert "running 1, waiting 2" in shop.stderr or mode == "json"
+
+
+def test_every_line_for_a_machine_is_json(shop):
+    job = dataclasses.replace(shop.job([{"prompt": "a"}, {"prompt": "b"}]), progress="json")
+    assert shop.run(job) == 0
+    objects = [json.loads(line) for line in shop.stderr.splitlines()]
+    assert [sorted(one) == ["message"] for one in objects] == [True, False, True]
+    assert "2 rows" in objects[-1]["message"]
+    assert shop.run(job) == 0  # a run whose results are kept says so in the same way
+    assert all(json.loads(line) for line in shop.stderr.splitlines())
