@@ -110,6 +110,11 @@ class Job:
     progress: str = "auto"
     eval: EvalSettings | None = None
 
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes completions, and does not only say how likely texts are."""
+        return self.eval is None or self.eval.task == "generate"
+
     def as_json(self) -> dict[str, Any]:
         """Give the job as JSON values under the names of a job file, for the manifest."""
         values = dataclasses.asdict(self)
@@ -264,7 +269,8 @@ def _read_sampling(section: Section, folder: Path) -> dict[str, Any]:
     from nanovllm import SamplingParams
 
     values = section.mapping()
-    section.refuse_unknown(field.name for field in dataclasses.fields(SamplingParams))
+    names = (field.name for field in dataclasses.fields(SamplingParams))
+    section.refuse_unknown(names, SamplingParams.instead_of)
     if "structured_outputs" in values:
         from jobs.structured_files import read_structured_outputs
 

@@ -106,7 +106,6 @@ class Preflight:
         self._sampling = sampling
         self._has_checked_frame = False
         self._check_case = _no_check if job.eval is None else _case_check(job)
-        self._generates = job.eval is None or job.eval.task == "generate"
 
     def rows(self, raw_rows: Iterator[RawRow], parser: RowParser) -> Iterator[CheckedRow]:
         """Check the rows one after another, and count them."""
@@ -164,7 +163,7 @@ class Preflight:
             report.ok += 1
             report.cut += checked.row.num_cut_tokens > 0
             report.lengths[len(checked.ids)] += 1
-            room = self._plan.max_model_len - len(checked.ids) if self._generates else 0
+            room = self._plan.max_model_len - len(checked.ids) if self._job.generates else 0
             wanted = room if checked.sampling.max_tokens is None else min(room, checked.sampling.max_tokens)
             report.max_completion_tokens += checked.sampling.n * wanted
         elif error.code == PROMPT_TOO_LONG and self._job.on_overlong == "skip":

@@ -21,10 +21,10 @@ def summarize(
 ) -> str:
     """Say what a finished run did, what went wrong by code, what an evaluation came to, and where the results are."""
     rate = tally.new_completion_tokens / generate_s if generate_s > 0 else 0.0
+    cached = f" ({tally.cached_tokens} cached)" if job.generates else ""  # scoring does not count them
     lines = [
         f"{job.name}: {tally.rows} rows: {tally.ok} ok, {tally.errors} errors, {tally.skipped} skipped",
-        f"tokens:  {tally.prompt_tokens} prompt ({tally.cached_tokens} cached), {tally.completion_tokens} completion, "
-        f"{rate:.1f} tok/s",
+        f"tokens:  {tally.prompt_tokens} prompt{cached}, {tally.completion_tokens} completion, {rate:.1f} tok/s",
         f"time:    {generate_s:.1f} s generating, {load_s:.1f} s loading",
         f"results: {directory.results} ({tally.lines} lines)",
     ]
@@ -33,7 +33,7 @@ def summarize(
     if tally.errors:
         lines.insert(1, f"errors:  {_by_code(tally)}")
     if scores is not None:
-        from jobs.evaluation.ending import metric_lines
+        from jobs.evaluation.score_text import metric_lines
 
         lines += [f"score:   {line}" for line in metric_lines(scores)]
         lines.append(f"scores:  {directory.scores}")

@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
     preflight = Preflight(job, plan, SamplingParams.from_dict(job.sampling, base=defaults))
     rows = preflight.rows(source.rows(job.limit), row_parser(job, prompts))
     if arguments.row is not None:
-        return _show_row(rows, arguments.row, plan)
+        return _show_row(job, rows, arguments.row, plan)
     timed = _take_timed(rows) if arguments.time else []
     for _ in rows:
         pass
@@ -75,7 +75,7 @@ def _index(text: str) -> int:
     return int(text)
 
 
-def _show_row(rows: Iterator[Any], index: int, plan: Any) -> int:
+def _show_row(job: Any, rows: Iterator[Any], index: int, plan: Any) -> int:
     from nanovllm import ConfigError
 
     checked = next(itertools.islice(rows, index, None), None)
@@ -87,7 +87,7 @@ def _show_row(rows: Iterator[Any], index: int, plan: Any) -> int:
         print(f"note:     {note}")
     if checked.error is not None:
         print(f"error:    {checked.error.code}: {checked.error.message}")
-    if checked.sampling is not None:
+    if checked.sampling is not None and job.generates:
         changed = checked.sampling.to_dict(only_changed=True)
         print(f"sampling: {', '.join(f'{key} {value!r}' for key, value in changed.items()) or 'defaults'}")
     if checked.ids:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.evaluation.comparison import Comparison, Flip, MetricComparison
 from jobs.evaluation.row_scores import Evaluation
+from jobs.evaluation.score_text import number
 
 SCHEMA_VERSION = 1
 
@@ -64,10 +65,10 @@ def _table(metrics: list[MetricComparison]) -> list[str]:
 
 def _cells(one: MetricComparison) -> tuple[str, ...]:
     found = one.difference
-    interval = "-" if math.isnan(found.low) else f"[{found.low:+.4f}, {found.high:+.4f}]"
+    interval = "-" if math.isnan(found.low) else f"[{number(found.low, '+')}, {number(found.high, '+')}]"
     name = one.metric.name + ("" if one.metric.higher_is_better else " (less is better)")
     return (
-        name, f"{one.a:.4f}", f"{one.b:.4f}", f"{found.value:+.4f}", interval, _p(found.p_value), found.method,
+        name, number(one.a), number(one.b), number(found.value, "+"), interval, _p(found.p_value), found.method,
         str(one.wins), str(one.losses), str(one.ties),
     )  # fmt: skip
 
@@ -84,7 +85,7 @@ def _verdict(one: MetricComparison) -> list[str]:
         said = "no difference beyond chance is shown"
     lines = [f"{one.metric.name}: {said}"]
     if tests:
-        lines.append(f"  standard error of the difference {found.stderr:.4f}; {', '.join(tests)}")
+        lines.append(f"  standard error of the difference {number(found.stderr)}; {', '.join(tests)}")
     return lines
 
 

@@ -65,21 +65,3 @@ class Ending:
     def _judge(self, scores: dict[str, Any]) -> None:
         self.scores = scores
         self.verdicts = [] if self._gate is None else self._gate.check(scores, self._directory.path)
-
-
-def metric_lines(scores: dict[str, Any]) -> list[str]:
-    """Say each metric with its interval, for people."""
-    metrics = scores["metrics"]
-    width = max(map(len, metrics), default=0)
-    return [f"{name:<{width}}  {_shown(values)}" for name, values in metrics.items()]
-
-
-def _shown(values: dict[str, Any]) -> str:
-    if values["value"] is None:
-        return "no rows"
-    text = f"{values['value']:.4f}"
-    if values["low"] is not None:
-        text += f"  [{values['low']:.4f}, {values['high']:.4f}]"
-    if values["stderr"] is not None:
-        text += f"  ± {values['stderr']:.4f}"
-    return f"{text}  (n = {values['n']})"

@@ -23,7 +23,14 @@ from typing import Any
 
 from jobs.evaluation.comparison import compare_evaluations
 from jobs.evaluation.row_scores import Evaluation
-from jobs.evaluation.statistics import CONFIDENCE, effective_number, normal_interval, wilson_interval
+from jobs.evaluation.score_text import number
+from jobs.evaluation.statistics import (
+    CONFIDENCE,
+    clustered_wilson_interval,
+    exp,
+    normal_interval,
+    wilson_interval,
+)
 from jobs.names import suggest
 from jobs.paths import expand_variables
 from nanovllm import ConfigError
@@ -111,7 +118,7 @@ class _NoWorseThan:
             return Verdict(self.metric, False, f"{self.metric} cannot be compared: {error}")
         (compared,) = found.metrics
         said = (
-            f"{self.metric} is {compared.b:.4f}, {_by(compared.gain, self.margin)} {compared.a:.4f} of "
+            f"{self.metric} is {number(compared.b)}, {_by(compared.gain, self.margin)} {number(compared.a)} of "
             f"{self.baseline.folder} over {compared.difference.n} common rows"
         )
         wanted = f"at most {self.margin:g} worse" if self.margin else "no worse"
@@ -173,7 +180,7 @@ class Gate:
 
 def _shown(value: float, limit: float) -> str:
     """Write a number in four digits, or in more where these would hide on which side of a limit it lies."""
-    text = f"{value:.4f}"
+    text = number(value)
     return text if float(text) != limit or value == limit else f"{value:.10g}"
 
 
@@ -261,10 +268,14 @@ def _interval(values: dict[str, Any], confidence: float) -> tuple[float, float] 
         return None
     if math.isclose(confidence, CONFIDENCE):
         return values["low"], values["high"]
-    if values["method"] == "wilson":
-        return wilson_interval(values["value"], values["n"], confidence)
-    if values["method"] == "clustered wilson":
-        if values["stderr"]:
-            return wilson_interval(values["value"], effective_number(values["value"], values["stderr"]), confidence)
-        return (values["low"], values["high"]) if confidence < CONFIDENCE else None  # the number of clusters is lost
-    return normal_interval(values["value"], values["stderr"], confidence)
+    value, stderr, method, num_groups = (values.get(key) for key in ("value", "stderr", "method", "num_groups"))
+    if method == "wilson":
+        return wilson_interval(value, values["n"], confidence)
+    if method in ("clustered", "clustered wilson") and num_groups is None:
+        return None  # scores of an earlier version, which does not tell
+    if method == "clustered wilson":
+        return clustered_wilson_interval(value, stderr, num_groups, confidence)
+    if method == "delta":  # the interval is that of the logarithm
+        low, high = normal_interval(math.log(value), stderr / value, confidence, num_groups)
+        return exp(low), exp(high)
+    return normal_interval(value, stderr, confidence, num_groups)

@@ -6,6 +6,7 @@ knows it; times stand here and not in `scores.json`.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -19,7 +20,9 @@ from jobs import json_text
 from jobs.evaluation.scores import rows_of
 from jobs.evaluation.tasks.choices import UNCONDITIONAL
 from jobs.files import write_atomically
+from jobs.inputs import row_source
 from jobs.job_file import Job
+from nanovllm import ConfigError
 
 _OUTPUT_TYPES = {
     "generate": "generate_until",
@@ -51,6 +54,7 @@ class LmEvalFiles:
         self.results = folder / f"results_{time}.json"
         self.samples = folder / f"samples_{self._task}_{time}.jsonl"
         self._hashes = hashlib.sha256()
+        self._has_chats = job.prompt.chat
 
     def write(self, rows: Path, scores: dict[str, Any]) -> None:
         """Write both files from the result lines and the scores."""
@@ -62,10 +66,16 @@ class LmEvalFiles:
         for lines in rows_of(rows):
             if any(line["error"] for line in lines):
                 continue  # the harness knows no rows without an answer
+            self._has_chats = self._has_chats or self._is_chat(lines[0]["row"])
             sample = self._sample(lines)
             hashes = (sample["doc_hash"], sample["prompt_hash"], sample["target_hash"])
             self._hashes.update("".join(hashes).encode())
             yield (json_text.dumps(sample) + "\n").encode("utf-8")
+
+    def _is_chat(self, columns: dict[str, Any]) -> bool:
+        """Whether a row brings a conversation, which the chat template frames whatever the job says."""
+        body = columns.get("body")
+        return self._job.prompt.template is None and "messages" in (body if isinstance(body, dict) else columns)
 
     def _sample(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
         first = lines[0]
@@ -125,12 +135,14 @@ class LmEvalFiles:
     def _results(self, scores: dict[str, Any]) -> dict[str, Any]:
         task, settings, manifest = self._task, self._job.eval, self._manifest
         num_shots = 0 if settings.few_shot is None else settings.few_shot.num
+        num_rows = scores["rows"]["total"]
         higher = {name: values["higher_is_better"] for name, values in scores["metrics"].items()}
-        metrics: dict[str, Any] = {"alias": task, "name": task, "sample_len": scores["rows"]["total"]}
+        metrics: dict[str, Any] = {"alias": task, "name": task, "sample_len": num_rows}
         for name, values in scores["metrics"].items():
             metrics[f"{name},{_FILTER}"] = values["value"]
             metrics[f"{name}_stderr,{_FILTER}"] = "N/A" if values["stderr"] is None else values["stderr"]
         model, engine = manifest.get("model") or {}, manifest.get("engine") or {}
+        template_sha = (manifest.get("tokenizer") or {}).get("chat_template_sha256")
         return {
             "results": {task: metrics},
             "group_subtasks": {task: []},
@@ -138,7 +150,7 @@ class LmEvalFiles:
             "versions": {task: None},
             "n-shot": {task: num_shots},
             "higher_is_better": {task: higher},
-            "n-samples": {task: {"original": scores["rows"]["total"], "effective": scores["rows"]["total"]}},
+            "n-samples": {task: {"original": self._num_input_rows(num_rows), "effective": num_rows}},
             "config": {
                 "model": "nanovllm",
                 "model_args": {"pretrained": self._job.model, **self._job.engine},
@@ -152,7 +164,7 @@ class LmEvalFiles:
                 "fewshot_seed": None if settings.few_shot is None else settings.few_shot.seed,
             },
             "git_hash": None,
-            "date": manifest["started"],
+            "date": datetime.datetime.fromisoformat(manifest["started"]).timestamp(),
             "lm_eval_version": None,
             "nanovllm_version": nanovllm.__version__,
             "max_length": engine.get("max_model_len"),
@@ -164,9 +176,19 @@ class LmEvalFiles:
             "system_instruction_sha": None if self._job.prompt.system is None else _sha256(self._job.prompt.system),
             "fewshot_as_multiturn": settings.few_shot is not None and self._job.prompt.chat,
             "chat_template": None,
-            "chat_template_sha": (manifest.get("tokenizer") or {}).get("chat_template_sha256"),
+            "chat_template_sha": template_sha if self._has_chats else None,
             "total_evaluation_time_seconds": str((manifest.get("seconds") or {}).get("generate")),
         }
+
+    def _num_input_rows(self, num_rows: int) -> int:
+        """Count the rows of the whole input where that is cheap; else give the number of those that were done."""
+        if self._job.limit is None and self._job.shard is None:
+            return num_rows
+        try:
+            num = row_source(self._job).count()
+        except (ConfigError, OSError):  # an input that is not there any more
+            return num_rows
+        return num_rows if num is None else num
 
     def _config(self, num_shots: int) -> dict[str, Any]:
         settings = self._job.eval

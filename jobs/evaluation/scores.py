@@ -106,7 +106,8 @@ class ScoreBook:
     def _entry(self, name: str, rows: np.ndarray, clusters: np.ndarray | None) -> dict[str, Any]:
         estimate = self._estimate(name, rows, clusters)
         values = {key: _finite(getattr(estimate, key)) for key in ("value", "stderr", "low", "high")}
-        return {**values, "n": estimate.n, "method": estimate.method, "higher_is_better": self._metrics[name]}
+        entry = {**values, "n": estimate.n, "method": estimate.method, "higher_is_better": self._metrics[name]}
+        return entry if estimate.num_clusters is None else {**entry, "num_groups": estimate.num_clusters}
 
     def _estimate(self, name: str, rows: np.ndarray, clusters: np.ndarray | None) -> Estimate:
         if self._settings.task == "perplexity":
@@ -149,7 +150,8 @@ class ScoreBook:
             return scorer.corpus(list(answers), list(targets))
 
         found = bootstrap(np.arange(len(drawn_from)), statistic, num=_NUM_CORPUS_RESAMPLES)
-        return dataclasses.replace(found, n=len(places))
+        num_clusters = len(units) if len(units) < len(places) else None
+        return dataclasses.replace(found, n=len(places), num_clusters=num_clusters)
 
 
 def make_scores(job: Job, results: Path, inputs: list[dict[str, Any]]) -> dict[str, Any]:

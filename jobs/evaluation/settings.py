@@ -165,7 +165,7 @@ def read_eval(section: Section, folders: list[Path], is_chat: bool, num_samples:
         target_extract=_read_steps(section, "target_extract"),
         scorers=_listed(section.value("scorers")) if task == "generate" else [],
         metrics=_read_metrics(section, task),
-        vote=section.choice("vote", ("majority",), "majority") if section.has("vote") else None,
+        vote=_read_vote(section, num_samples) if section.has("vote") else None,
         pass_at_k=_read_ks(section, "pass_at_k", num_samples),
         maj_at_k=_read_ks(section, "maj_at_k", num_samples),
         whole_file=section.flag("whole_file", False),
@@ -320,6 +320,13 @@ def _read_metrics(section: Section, task: str) -> tuple[str, ...]:
         if metric not in CHOICE_METRICS:
             raise ConfigError(f"{section.place('metrics')}: no metric {metric!r}: {suggest(metric, CHOICE_METRICS)}")
     return metrics or (CHOICE_METRICS[:2] if task == "multiple_choice" else ())
+
+
+def _read_vote(section: Section, num_samples: int) -> str:
+    vote = section.choice("vote", ("majority",), "majority")
+    if num_samples < 2:
+        raise ConfigError(f"{section.place('vote')}: one sample is no vote: set sampling.n above 1, or remove it")
+    return vote
 
 
 def _read_ks(section: Section, key: str, num_samples: int) -> tuple[int, ...]:

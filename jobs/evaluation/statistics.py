@@ -30,6 +30,7 @@ class Estimate:
         n: the number of rows.
         method: how the interval was made: "normal", "wilson", "clustered", "clustered wilson", "delta",
             "bootstrap", or "none".
+        num_clusters: the number of clusters that the error is made from; None where rows are independent.
     """
 
     value: float
@@ -38,6 +39,7 @@ class Estimate:
     high: float
     n: int
     method: str
+    num_clusters: int | None = None
 
 
 def estimate_mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
@@ -51,7 +53,8 @@ def estimate_mean(values: Sequence[float], clusters: Sequence[Hashable] | None =
         With clusters the cluster-robust standard error, else the sample's standard deviation / sqrt(n). The interval is
         normal; of 0/1 values it is Wilson's, which keeps within 0 and 1 and is right near them. With clusters that is
         Wilson's of as many independent rows as have the same error; of as many rows as there are clusters where all
-        rows of all of them are right, or wrong, which leaves no error to go by.
+        rows of all of them are right, or wrong, which leaves no error to go by. Clusters are few, so the quantile is
+        Student's with one degree of freedom less than there are clusters.
     """
     values = _vector(values)
     n = len(values)
@@ -60,11 +63,11 @@ def estimate_mean(values: Sequence[float], clusters: Sequence[Hashable] | None =
     mean = float(values.mean())
     members = None if clusters is None else cluster_numbers(clusters, n)
     if members is not None:
-        stderr = clustered_stderr(values, members)
+        stderr, num_clusters = clustered_stderr(values, members), int(members.max()) + 1
         if math.isnan(stderr) or not is_binary(values):
-            return _normal(mean, stderr, n, "clustered")
-        num_effective = effective_number(mean, stderr) if stderr else int(members.max()) + 1
-        return Estimate(mean, stderr, *wilson_interval(mean, num_effective), n, "clustered wilson")
+            return _normal(mean, stderr, n, "clustered", num_clusters)
+        low, high = clustered_wilson_interval(mean, stderr, num_clusters)
+        return Estimate(mean, stderr, low, high, n, "clustered wilson", num_clusters)
     stderr = mean_stderr(values)
     if is_binary(values):
         return Estimate(mean, stderr, *wilson_interval(mean, n), n, "wilson")
@@ -90,10 +93,10 @@ def estimate_perplexity(
     stderr = nats.stderr
     if not nats.n:
         return nats
-    z = _normal_quantile(CONFIDENCE)
+    low, high = normal_interval(ratio, stderr, num_clusters=nats.num_clusters)
     value = exp(ratio)
     method = "none" if math.isnan(stderr) else "delta"
-    return Estimate(value, value * stderr, exp(ratio - z * stderr), exp(ratio + z * stderr), nats.n, method)
+    return Estimate(value, value * stderr, exp(low), exp(high), nats.n, method, nats.num_clusters)
 
 
 def linearized_ratio(totals: Sequence[float], weights: Sequence[float]) -> tuple[float, np.ndarray]:
@@ -213,21 +216,43 @@ def effective_number(share: float, stderr: float) -> float:
     return share * (1 - share) / stderr**2
 
 
-def wilson_interval(share: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson_interval(
+    share: float, n: float, confidence: float = CONFIDENCE, num_clusters: int | None = None
+) -> tuple[float, float]:
     """Give the score interval of a share of n independent 0/1 values.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
+
+    Args:
+        share: how many of them are 1.
+        n: their number, or how many independent ones have the same error.
+        confidence: how much of a distribution lies within.
+        num_clusters: the number of clusters that the error was made from.
     """
-    z2 = _normal_quantile(confidence) ** 2
+    z2 = _quantile(confidence, num_clusters) ** 2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
     # the ends are 0 and 1 where rounding would miss them
     return (0.0 if share == 0 else center - half), (1.0 if share == 1 else center + half)
 
 
-def normal_interval(value: float, stderr: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Give the interval of a number whose error is normal."""
-    half = _normal_quantile(confidence) * stderr
+def clustered_wilson_interval(
+    share: float, stderr: float, num_clusters: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Give the score interval of a share of 0/1 values in clusters.
+
+    Source: E. L. Korn and B. I. Graubard, Confidence intervals for proportions with small expected number of positive
+    counts estimated from survey data, Survey Methodology 24, 1998, on the effective number and Student's quantile.
+    """
+    n = effective_number(share, stderr) if stderr else num_clusters
+    return wilson_interval(share, n, confidence, num_clusters)
+
+
+def normal_interval(
+    value: float, stderr: float, confidence: float = CONFIDENCE, num_clusters: int | None = None
+) -> tuple[float, float]:
+    """Give the interval of a number whose error is normal, or Student's if it was made from clusters."""
+    half = _quantile(confidence, num_clusters) * stderr
     return value - half, value + half
 
 
@@ -244,17 +269,19 @@ def exp(nats: float) -> float:
         return math.inf
 
 
-def _normal(mean: float, stderr: float, n: int, method: str) -> Estimate:
+def _normal(mean: float, stderr: float, n: int, method: str, num_clusters: int | None = None) -> Estimate:
     if math.isnan(stderr):
-        return Estimate(mean, stderr, math.nan, math.nan, n, "none")
-    return Estimate(mean, stderr, *normal_interval(mean, stderr), n, method)
+        return Estimate(mean, stderr, math.nan, math.nan, n, "none", num_clusters)
+    low, high = normal_interval(mean, stderr, num_clusters=num_clusters)
+    return Estimate(mean, stderr, low, high, n, method, num_clusters)
 
 
-def _normal_quantile(confidence: float) -> float:
-    """Give how many standard deviations on both sides of the mean hold a share of a normal distribution."""
-    from scipy.special import ndtri
+def _quantile(confidence: float, num_clusters: int | None = None) -> float:
+    """Give how many standard errors on both sides hold a share of a normal distribution, of Student's with clusters."""
+    from scipy.special import ndtri, stdtrit
 
-    return float(ndtri(0.5 + confidence / 2))
+    tail = 0.5 + confidence / 2
+    return float(ndtri(tail) if num_clusters is None else stdtrit(num_clusters - 1, tail))
 
 
 def _vector(values: Sequence[float]) -> np.ndarray:

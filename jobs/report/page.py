@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 
 import nanovllm
+from jobs.evaluation.score_text import few_groups
 from jobs.files import write_atomically
 from jobs.report import formats, view
 from jobs.report.rows import ReportRow
@@ -119,6 +120,7 @@ def _context(
         "tiles": view.tiles(run),
         "scores": view.score_lines(run),
         "scores_note": _scores_note(run),
+        "few_groups": few_groups(run.metrics),
         "verdicts": view.verdicts(run),
         "groups": view.groups(run),
         "has_examples": bool(section(run.scores or {}, "eval").get("few_shot")),

@@ -152,3 +152,13 @@ def test_the_time_is_measured(check):
     code, text = check([{"prompt": "x"}], "", "--time")
     assert code == 0
     assert re.search(r"^time: +at most about \d+ s, .*first 1 rows: \d+ prompt tokens/s", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("task", "is_shown"), [("generate", True), ("multiple_choice", False), ("perplexity", False)])
+def test_sampling_is_shown_where_something_is_sampled(check, task, is_shown):
+    more = {"generate": ", target: a", "multiple_choice": ", target: a, choices: c"}.get(task, "")
+    row = {"prompt": "x", "a": 0, "c": ["y", "z"]}
+    code, text = check([row], f"eval: {{task: {task}{more}}}\n", "--row", "0")
+    assert code == 0
+    assert (re.search("^sampling: .*max_tokens 256", text, re.MULTILINE) is not None) is is_shown
+    assert ("max_tokens" in text) is is_shown

@@ -1,5 +1,8 @@
 """The harness's files: names, keys, and one sample for each row, as the harness itself writes them."""
 
+import dataclasses
+import datetime
+import gzip
 import hashlib
 import json
 import shutil
@@ -68,6 +71,8 @@ def test_multiple_choice_files(shop):
     )
     assert results["configs"]["my_task"]["output_type"] == "multiple_choice"
     assert results["config"]["model"] == "nanovllm"
+    assert isinstance(results["date"], float)
+    assert datetime.datetime.fromtimestamp(results["date"], datetime.timezone.utc).isoformat() == started
 
 
 def test_generate_files_leave_error_rows_out(shop):
@@ -107,6 +112,44 @@ def test_the_target_of_a_text_is_the_text_or_the_name_of_its_file(shop):
     (shop.folder / "job.yaml").write_text(text + "eval: {task: perplexity, whole_file: true, format: lm_eval}\n")
     assert run_job(load_job(shop.folder / "job.yaml"), lambda job: EvalLLM()) == 0
     assert files(shop)[3][0]["target"] == str(shop.folder / "book.txt")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "row", "is_chat"),
+    [
+        ("{template: '{{ q }}', chat: false}", {"q": "one"}, False),
+        ("{template: '{{ q }}', chat: false}", {"q": "one", "messages": [{"role": "user", "content": "x"}]}, False),
+        ("{template: '{{ q }}', chat: true}", {"q": "one"}, True),
+        ("{chat: false}", {"messages": [{"role": "user", "content": "one"}]}, True),
+        ("{chat: false}", {"prompt": "one"}, False),
+    ],
+)
+def test_the_chat_template_is_named_where_it_frames_prompts(shop, prompt, row, is_chat):
+    class ChatLLM(EvalLLM):
+        def facts(self):
+            return {**super().facts(), "tokenizer": {"sha256": "5" * 64, "chat_template_sha256": "6" * 64}}
+
+    text = f"prompt: {prompt}\neval: {{task: generate, target: a, format: lm_eval}}\n"
+    assert shop.run(text, [{**row, "a": "4"}], ChatLLM()) == 0
+    results = files(shop)[2]
+    assert results["chat_template_sha"] == ("6" * 64 if is_chat else None)
+    assert results["chat_template"] is None
+
+
+def test_with_a_limit_the_whole_input_is_counted_too(shop):
+    text = "limit: 2\neval: {task: perplexity, format: lm_eval}\n"
+    assert shop.run(text, [{"prompt": "ab"}, {"prompt": "cd"}, {"prompt": "ef"}, {"prompt": "gh"}]) == 0
+    assert files(shop)[2]["n-samples"] == {"job": {"original": 4, "effective": 2}}
+    assert files(shop)[2]["results"]["job"]["sample_len"] == 2
+
+
+def test_an_input_that_cannot_be_counted_cheaply_counts_as_what_was_done(shop):
+    job = shop.load("limit: 1\neval: {task: perplexity, format: lm_eval}\n", [])
+    with gzip.open(shop.folder / "in.jsonl.gz", "wt") as file:
+        file.write('{"prompt": "ab"}\n{"prompt": "cd"}\n')
+    job = dataclasses.replace(job, inputs=(str(shop.folder / "in.jsonl.gz"),))
+    assert run_job(job, lambda job: EvalLLM()) == 0
+    assert files(shop)[2]["n-samples"] == {"job": {"original": 1, "effective": 1}}
 
 
 def test_without_the_format_there_are_no_such_files(shop):

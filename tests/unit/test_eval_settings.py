@@ -54,6 +54,7 @@ def refusal(shop, text, lead=LEAD):
         (GENERATE + ", scorers: [{python: 'os:getcwd'}]}", "allow_code"),
         (GENERATE + ", strip_thinking: [x]}", "eval.strip_thinking is ['x'], expected true, false"),
         (GENERATE + ", vote: most}", "eval.vote is 'most', expected one of majority"),
+        ("eval:\n  task: generate\n  target: a\n  vote: majority", "line 9: eval.vote: one sample is no vote: set"),
         (GENERATE + ", pass_at_k: [5]}", "eval.pass_at_k: 5 samples are asked for"),
         (
             "sampling: {n: 2, temperature: 1}\n" + GENERATE + ", pass_at_k: [2], scorers: [bleu, exact_match]}",

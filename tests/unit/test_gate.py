@@ -1,5 +1,7 @@
 """Conditions on scores: their forms, when they hold, what they say."""
 
+import math
+
 import pytest
 from finished_evals import row, write_evaluation, write_files
 from scipy.stats import norm, ttest_rel
@@ -41,11 +43,21 @@ def judge(mapping, run=None, values=None, folders=()):
 
 
 def test_another_confidence_of_a_clustered_share():
-    # 13 of 24 with the error of 12 independent rows
-    share = {"value": 13 / 24, "stderr": 0.14383, "low": 0.289, "high": 0.776, "n": 24, "method": "clustered wilson"}
-    values = scores(exact_match={**share, "higher_is_better": True})
+    # 13 of 24 with the error of 12 independent rows: roots of (13/24 - x)^2 = t^2 x (1 - x) / 12, t of 11 and 0.95
+    share = {"value": 13 / 24, "stderr": 0.14383, "low": 0.265, "high": 0.796, "n": 24, "method": "clustered wilson"}
+    values = scores(exact_match={**share, "num_groups": 12, "higher_is_better": True})
     (verdict,) = judge({"exact_match": {"bound": ">= 0.3", "confidence": 0.9}}, values=values)
-    assert "between 0.3202 and 0.7479" in verdict.sentence
+    assert "between 0.3034 and 0.7623" in verdict.sentence
+
+
+def test_another_confidence_of_a_clustered_mean_is_students():
+    # t of 2 degrees of freedom and 0.95 is 2.9200
+    mean = {"value": 2.0, "stderr": 0.1, "low": 1.5697, "high": 2.4303, "n": 30, "method": "clustered"}
+    condition = {"f1": {"bound": ">= 1.7", "confidence": 0.9}}
+    (verdict,) = judge(condition, values=scores(f1={**mean, "num_groups": 3}))
+    assert "between 1.7080 and 2.2920" in verdict.sentence
+    (verdict,) = judge(condition, values=scores(f1=mean))  # as earlier versions wrote it
+    assert (verdict.holds, "with no known error" in verdict.sentence) == (False, True)
 
 
 @pytest.mark.parametrize(("confidence", "holds"), [(0.9, True), (0.95, True), (0.99, False)])
@@ -53,13 +65,14 @@ def test_groups_that_are_all_right_are_no_certainty(confidence, holds):
     all_right = {
         "value": 1.0,
         "stderr": 0.0,
-        "low": 0.6456695649333125,
+        "low": 0.5389848675901716,
         "high": 1.0,
         "n": 21,
         "method": "clustered wilson",
+        "num_groups": 7,
     }
     values = scores(exact_match={**all_right, "higher_is_better": True})
-    (verdict,) = judge({"exact_match": {"bound": ">= 0.6", "confidence": confidence}}, values=values)
+    (verdict,) = judge({"exact_match": {"bound": ">= 0.5", "confidence": confidence}}, values=values)
     assert verdict.holds is holds
     assert not judge({"exact_match": {"bound": ">= 0.7", "confidence": confidence}}, values=values)[0].holds
 
@@ -124,7 +137,7 @@ def test_intervals_of_another_confidence():
     # recorded: statsmodels 0.15.0, proportion_confint(90, 300, 0.01, method="wilson")
     assert verdict.sentence == ("exact_match is 0.3000, between 0.2368 and 0.3719: >= 0.2 with 99 % confidence holds")
     (verdict,) = judge({"perplexity": {"bound": "<= 13.3", "confidence": 0.9}})
-    assert f"and {12.5 + norm.ppf(0.95) * 0.5:.4f}: " in verdict.sentence
+    assert f"and {12.5 * math.exp(norm.ppf(0.95) * 0.5 / 12.5):.4f}: " in verdict.sentence  # e to that of the logarithm
     assert not verdict.holds
 
 

@@ -79,6 +79,7 @@ def test_a_name_that_looks_like_a_date_is_text(load):
         ("sampling: {ignore_eos: yes}", ": write true or false"),
         ("sampling:\n  temperature: .inf", "line 4: '.inf' is not a number that can be read"),
         ("sampling:\n  temperatur: 1", "line 4: sampling.temperatur is not a known key: did you mean 'temperature'?"),
+        ("sampling: {best_of: 2}", "sampling.best_of is not a known key: ask for n completions and choose among them"),
         ("sampling:\n  top_p: 0.5\n  max_tokens: 0", "line 5: sampling.max_tokens: max_tokens is 0"),
         ("sampling: {n: 2, temperature: 0}", "line 3: sampling: n is 2, expected 1"),
         ("sampling: 7", "line 3: sampling is 7, expected keys with values"),

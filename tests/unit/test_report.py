@@ -1,5 +1,7 @@
 """The report page without a browser: its numbers, tables and charts."""
 
+import json
+
 import pytest
 from report_page import Page, page_maker
 from report_runs import (
@@ -63,6 +65,19 @@ def test_an_evaluation_has_scores_intervals_groups_and_judgements(tmp_path, page
     # 0.5778 and 0.9778 on a scale from 0 to 1
     first = page.all("line", class_="interval")[0]["attrs"]
     assert (first["x1"], first["x2"]) == ("57.78", "97.78")
+
+
+@pytest.mark.parametrize(("num_groups", "is_said"), [(3, True), (20, False), (None, False)])
+def test_few_groups_are_said_above_the_scores(tmp_path, page_of, num_groups, is_said):
+    run = evaluation_run(tmp_path / "run")
+    scores = json.loads((run / "scores.json").read_text())
+    if num_groups is not None:
+        scores["metrics"]["exact_match"]["num_groups"] = num_groups
+    (run / "scores.json").write_text(json.dumps(scores))
+    note = next(text for text in page_of(run).texts("p") if text.startswith("Rows: "))
+    said = "Rows: 9 total, 9 scored, 0 errors, 0 skipped. exact_match: 3 groups: the interval is rough below some 20."
+    assert (note == said) is is_said
+    assert ("rough" in note) is is_said
 
 
 def test_the_verdict_of_a_gate_is_shown(tmp_path, page_of):

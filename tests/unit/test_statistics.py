@@ -5,6 +5,7 @@ Recorded with statsmodels 0.15.0, scipy 1.17.1, numpy 2.4.6:
     CLUSTER_*: .fit(cov_type="cluster", cov_kwds={"groups": codes, "use_correction": False}).bse
     normal interval: sm.OLS(x, ones).fit(use_t=False).conf_int(); Wilson: proportion_confint(k, n, method="wilson")
     ratio: sm.WLS(-logprob / count, ones, weights=count).fit(cov_type="HC1").bse
+    Student's quantiles: scipy.stats.t.ppf(0.975, degrees of freedom)
     bootstrap: scipy.stats.bootstrap(..., method="percentile", rng=np.random.default_rng(seed))
 """
 
@@ -27,6 +28,7 @@ REAL = [0.31, 0.74, 0.52, 0.11, 0.93, 0.47, 0.66, 0.28, 0.85, 0.05, 0.59, 0.38]
 GROUPS = list("aaabbbbccdde")
 RIGHT = [int(digit) for digit in "110100111010010110100101"]
 OLS_REAL, HC0_REAL, CLUSTER_REAL = 0.08036336355591524, 0.07694206273891104, 0.037568481708757345
+STUDENT = {1: 12.706204736174694, 3: 3.1824463052837078, 4: 2.7764451051977934, 11: 2.200985160091639}
 
 LOGPROBS = [-41.2, -12.9, -77.3, -30.1, -55.8, -20.4, -64.0, -9.7]
 COUNTS = [17, 6, 30, 9, 25, 8, 22, 5]
@@ -58,11 +60,12 @@ def test_wilsons_interval_is_no_point_where_all_values_are_equal(value, low, hig
 
 
 @pytest.mark.parametrize(
-    ("value", "low", "high"), [(0, 0.0, 0.3543304350666875), (1, 0.6456695649333125, 1.0)], ids=["none", "all"]
+    ("value", "low", "high"), [(0, 0.0, 0.4610151324098284), (1, 0.5389848675901716, 1.0)], ids=["none", "all"]
 )
 def test_equal_values_in_clusters_have_wilsons_interval_of_the_clusters(value, low, high):
+    # the end is t^2 / (7 + t^2) or 7 / (7 + t^2), with t = 2.4469118511449786 of 6 degrees of freedom
     found = estimate_mean([value] * 21, list("abcdefg") * 3)
-    assert (found.stderr, found.n, found.method) == (0, 21, "clustered wilson")
+    assert (found.stderr, found.n, found.method, found.num_clusters) == (0, 21, "clustered wilson", 7)
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
 
 
@@ -72,9 +75,12 @@ def test_right_and_wrong_in_clusters_has_wilsons_interval_of_as_many_rows_as_the
     found = estimate_mean(right, [i // 2 for i in range(24)])
     share, num = 14 / 24, 24 / (24 / 23 + 1)
     assert found.stderr**2 == pytest.approx(share * (1 - share) / num, rel=1e-12)
-    assert (found.low, found.high) == pytest.approx(wilson_interval(share, num), rel=1e-12)
-    assert found.method == "clustered wilson"
-    # 7 of 8, the wrong one in a group of its own: m + 1.96 SE would be 1.1
+    # Wilson's ends are where the share is t of their own standard errors away, here of 11 degrees of freedom
+    for end in (found.low, found.high):
+        assert (share - end) ** 2 == pytest.approx(STUDENT[11] ** 2 * end * (1 - end) / num, rel=1e-12)
+    assert found.low < share < found.high
+    assert (found.method, found.num_clusters) == ("clustered wilson", 12)
+    # 7 of 8, the wrong one in a group of its own: m + t SE would be beyond 1
     assert estimate_mean([0] + [1] * 7, list("abbbcccc")).high < 1
 
 
@@ -87,8 +93,9 @@ def test_clustered_standard_error():
     # statsmodels' sandwich divides squares by n^2; the formula has those of single rows over n (n - 1)
     expected = math.sqrt(CLUSTER_REAL**2 + OLS_REAL**2 - HC0_REAL**2)
     assert found.stderr == pytest.approx(expected, rel=1e-12)
-    assert found.method == "clustered"
-    assert found.high - found.value == pytest.approx(1.959963984540054 * expected, rel=1e-12)
+    assert (found.method, found.num_clusters) == ("clustered", 5)
+    assert found.high - found.value == pytest.approx(STUDENT[4] * expected, rel=1e-12)
+    assert found.value - found.low == pytest.approx(STUDENT[4] * expected, rel=1e-12)
     assert found.value == estimate_mean(REAL).value
 
 
@@ -96,6 +103,15 @@ def test_clustered_standard_error_by_hand():
     # deviations are -1, -1, 1, 1: SE^2 = 4/3/4 = 1/3, and the pairs within clusters add (2 + 2) / 16
     found = estimate_mean([0, 0, 2, 2], ["x", "x", "y", "y"])
     assert found.stderr == pytest.approx(math.sqrt(1 / 3 + 1 / 4), rel=1e-14)
+    assert found.high == pytest.approx(1 + STUDENT[1] * math.sqrt(7 / 12), rel=1e-12)
+
+
+def test_three_groups_are_covered_nearly_as_often_as_is_said():
+    # normal rows in normal groups of true mean 0; with the normal quantile the interval holds it 3 times in 4
+    generator = np.random.default_rng(5)
+    values = generator.normal(size=(500, 3, 1)) + generator.normal(size=(500, 3, 10))
+    found = [estimate_mean(each.ravel(), np.repeat(np.arange(3), 10)) for each in values]
+    assert 0.9 < np.mean([one.low <= 0 <= one.high for one in found]) < 0.97
 
 
 def test_clusters_of_one_row_are_no_clusters():
@@ -110,7 +126,7 @@ def test_names_of_clusters_do_not_matter():
 
 def test_one_cluster_tells_nothing_of_the_error():
     found = estimate_mean(REAL, ["same"] * 12)
-    assert found.method == "none"
+    assert (found.method, found.num_clusters) == ("none", 1)
     assert math.isnan(found.stderr) and math.isnan(found.low) and math.isnan(found.high)
 
 
@@ -149,6 +165,9 @@ def test_perplexity_of_texts_in_clusters():
     # WLS with cov_type="cluster" without correction, and HC1 - HC0 as in the clustered mean
     stderr_of_nats = math.sqrt(0.10696312**2 + 0.1230176**2 - 0.11507242**2)
     assert found.stderr == pytest.approx(12.838635413326795 * stderr_of_nats, rel=1e-6)
+    nats = [2.55245902 - STUDENT[3] * stderr_of_nats, 2.55245902 + STUDENT[3] * stderr_of_nats]
+    assert (found.low, found.high) == pytest.approx((math.exp(nats[0]), math.exp(nats[1])), rel=1e-6)
+    assert (found.method, found.num_clusters) == ("delta", 4)
 
 
 def test_perplexity_of_one_text_and_of_none():

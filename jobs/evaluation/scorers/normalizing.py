@@ -9,10 +9,12 @@ from decimal import Decimal
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _DIGITS = str.maketrans("", "", string.digits)
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.IGNORECASE)
-# A sign counts where no letter, digit or closing bracket stands before it: not in 3-4, which is a range.
+# A sign counts where no letter, digit or closing bracket stands before it: not in 3-4, which is a range. A point begins
+# a number likewise: not in ...5, where it ends what was before.
 _NUMBER = re.compile(
     r"(?:(?<![\w)\]}.,])[-+−])?(?<![^\W_])(?<![0-9][.,])"
-    r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2}(?![0-9]))?(?![^\W_])"
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![)\]}.,])\.[0-9]+)"
+    r"(?:[eE][+-]?[0-9]{1,2}(?![0-9]))?(?![^\W_])"
 )
 
 
