@@ -153,7 +153,7 @@ class ByteSource:
 
     def _open(self) -> BinaryIO:
         if self.path is None and self._stdin is None and sys.stdin is None:
-            raise ConfigError(f"the input is {STDIN}, and standard input is closed: send the rows to it, or name a file")
+            raise ConfigError(f"the input is {STDIN}, and standard input is closed: send the rows to it or name a file")
         try:
             file = self._stdin or sys.stdin.buffer if self.path is None else self.path.open("rb")
         except OSError as error:

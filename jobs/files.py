@@ -1,8 +1,8 @@
 """Put files on disk so that a reader sees the old content or the new, never a part.
 
 The new content goes to a temporary file in the same folder, is forced to disk, and takes the name by one rename; the
-folder is forced to disk too, since the name lives there. A crash of the machine leaves at most a stray `*.tmp`, which the next
-write of the same name replaces.
+folder is forced to disk too, since the name lives there. A crash leaves at most a stray `*.tmp`, which the next write
+of the same name replaces.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Owns types, unknown keys and places. Knows no key of a job file by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jobs import yaml_text
@@ -159,12 +159,13 @@ class Section:
         """Refuse keys that are not known."""
         self.refuse_unknown(self._read)
 
-    def refuse_unknown(self, known: Iterable[str]) -> None:
-        """Refuse keys outside `known`, with the nearest right one."""
+    def refuse_unknown(self, known: Iterable[str], instead_of: Callable[[str], str | None] = lambda key: None) -> None:
+        """Refuse keys outside `known`, with what `instead_of` says about one or else the nearest right one."""
         known = set(known)
         for key in self._values:
             if key not in known:
-                raise ConfigError(f"{self.place(key)} is not a known key: {suggest(key, known)}")
+                cure = instead_of(key) or suggest(key, known)
+                raise ConfigError(f"{self.place(key)} is not a known key: {cure}")
 
     def _typed(self, key: str, default: Any, kind: Any, expected: str) -> Any:
         value = self.value(key, default)

@@ -6,7 +6,7 @@ that keeps a final message open. Must not know Jinja.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from nanovllm.errors import RequestError
 
@@ -47,6 +47,16 @@ def check_dicts(name: str, values: object) -> None:
         return
     if not isinstance(values, list | tuple) or not all(isinstance(value, Mapping) for value in values):
         raise refused(f"{name} must be a list of dicts")
+
+
+def check_read(name: str, values: Sequence[Mapping] | None, variables: Set[str]) -> None:
+    """Refuse what is given for a variable that the template never reads: the model would not see it."""
+    if values and name not in variables:
+        raise refused(
+            f"{name}: the chat template makes no use of them, so the model would not see them; leave them out, or give "
+            f"a chat_template that reads the variable {name!r}",
+            param=name,
+        )
 
 
 def joined_parts(index: int, message: dict) -> dict:
@@ -96,6 +106,6 @@ def cut_at_open_end(text: str) -> str:
     return text[:end].rstrip()
 
 
-def refused(reason: str) -> RequestError:
+def refused(reason: str, param: str | None = None) -> RequestError:
     """Return the error of one request whose conversation cannot be rendered."""
-    return RequestError("template_error", reason)
+    return RequestError("template_error", reason, param=param)

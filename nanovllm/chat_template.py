@@ -19,13 +19,14 @@ from datetime import datetime
 
 import jinja2
 import jinja2.ext
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 from nanovllm.chat_messages import (
     check_dicts,
     check_messages,
+    check_read,
     cut_at_open_end,
     joined_parts,
     joined_text,
@@ -107,15 +108,16 @@ class ChatTemplates:
         Args:
             messages: dicts with `role` and `content` (str, None, or a list of `{"type": "text", "text": …}` parts);
                 everything else in them is the template's business.
-            tools: JSON schemas, passed on as they are.
-            documents: dicts, passed on as they are.
+            tools: JSON schemas, passed on as they are to a template that reads them; any other refuses them.
+            documents: dicts, in the same way.
             add_generation_prompt: whether to end with the opening of the assistant's turn.
             continue_final_message: whether to leave the final message open, for the model to go on with it.
             chat_template: a template's name, or template text; None for the checkpoint's own.
             variables: what else the template may use.
 
         Raises:
-            RequestError: `empty_messages`, or `template_error` with the template's own message.
+            RequestError: `empty_messages`, or `template_error` with the template's own message or with `param` "tools"
+                or "documents", of which the template makes no use.
             TokenizerError: the checkpoint has no template, or one that is not valid Jinja.
         """
         check_messages(messages)
@@ -129,6 +131,8 @@ class ChatTemplates:
         if continue_final_message and messages[-1].get("content") in (None, []):
             raise refused("continue_final_message needs text in the final message's content, which has none")
         template = self._choose(chat_template, has_tools=bool(tools))
+        check_read("tools", tools, template.variables)
+        check_read("documents", documents, template.variables)
         context = {
             **variables,
             "tools": tools,
@@ -188,13 +192,15 @@ def looks_like_template(text: str) -> bool:
 class _Template:
     jinja: jinja2.Template
     reads_parts: bool  # whether it loops over a message's content, so that it takes lists of parts
+    variables: frozenset[str]  # what it reads of what it is given
 
 
 @functools.lru_cache(maxsize=64)
 def _compile(text: str) -> _Template:
     environment = _environment()
     try:
-        return _Template(environment.from_string(text), _reads_parts(environment.parse(text)))
+        jinja, tree = environment.from_string(text), environment.parse(text)
+        return _Template(jinja, _reads_parts(tree), frozenset(meta.find_undeclared_variables(tree)))
     except (SyntaxError, RecursionError, ValueError) as error:
         # Jinja writes Python, which has its own limits on nesting.
         raise TemplateSyntaxError(f"it is nested too deeply ({error})", 1) from None

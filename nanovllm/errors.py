@@ -37,13 +37,15 @@ class RequestError(NanovllmError, ValueError):
         code: stable snake_case name for machines, such as `prompt_too_long`.
         message: one sentence for people.
         retryable: whether the same request may succeed later, unchanged.
+        param: argument or field that is to blame, where the raiser names one.
     """
 
-    def __init__(self, code: str, message: str, retryable: bool = False):
+    def __init__(self, code: str, message: str, retryable: bool = False, param: str | None = None):
         super().__init__(message)
         self.code = code
         self.message = message
         self.retryable = retryable
+        self.param = param
 
     def __reduce__(self):
-        return type(self), (self.code, self.message, self.retryable)
+        return type(self), (self.code, self.message, self.retryable, self.param)

@@ -18,6 +18,8 @@ from nanovllm.errors import ConfigError
 
 MAX_BIAS = 100.0
 """A bias beyond this, either way, counts as this (vLLM's limit)."""
+MIN_LIKENESS = 0.75
+"""Of a wrong name to a right one, as difflib has it, for the right one to be suggested: a slip of the pen has more."""
 _MAX_SHOWN_CHARS = 60
 _MAX_PATTERN = 10_000
 _TOKEN_ID = re.compile(r"-?[0-9]{1,18}")

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanovllm.errors import ConfigError
-from nanovllm.sampling_fields import FieldInfo, about, checked, shown
+from nanovllm.foreign_settings import instead_of
+from nanovllm.sampling_fields import MIN_LIKENESS, FieldInfo, about, checked, shown
 from nanovllm.structured_params import StructuredOutputsParams, as_structured_outputs
 
 GREEDY_TEMPERATURE = 1e-5
@@ -235,7 +236,8 @@ class SamplingParams:
         """Make settings from a mapping, on top of `base` or of the defaults.
 
         Raises:
-            ConfigError: an unknown key (the nearest right one is named), or a value that a field refuses.
+            ConfigError: an unknown key (with what to do instead, or the one that was probably meant), or a value that a
+                field refuses.
         """
         if not isinstance(mapping, Mapping):
             raise ConfigError(
@@ -246,6 +248,11 @@ class SamplingParams:
             if key not in names:
                 raise ConfigError(_unknown_key(key, names))
         return (base or cls()).replace(**mapping)
+
+    @staticmethod
+    def instead_of(name: object) -> str | None:
+        """Say what to do instead of a setting that other tools have and this class has not; None for other names."""
+        return instead_of(name)
 
     def replace(self, **changes: Any) -> SamplingParams:
         """Return a checked copy with some fields changed; an unknown name is a TypeError."""
@@ -301,6 +308,8 @@ def derive_seed(engine_seed: int, key: str) -> int:
 
 
 def _unknown_key(key: Any, names: list[str]) -> str:
-    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-    cure = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(names)}"
+    cure = instead_of(key)
+    if cure is None:
+        near = difflib.get_close_matches(str(key), names, n=1, cutoff=MIN_LIKENESS)
+        cure = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(names)}"
     return f"sampling: unknown key {shown(key)}; {cure}"

@@ -10,7 +10,7 @@ import copy
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from nanovllm.engine.grammar import TokenGrammar
 from nanovllm.errors import ConfigError, RequestError
 from nanovllm.grammar_trial import GrammarTrial, compiled, try_to_compile
+from nanovllm.json_numbers import MAX_DIGITS_NEAR_BOUND, DigitTokens, JsonPlace
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.structured_params import StructuredOutputsParams
 from nanovllm.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ _MAX_GBNF_CHARS = 2**15  # its translation takes time quadratic in the number of
 # What a schema must be to be compiled without a trial: short, and without keywords that multiply each other.
 _MAX_PLAIN_CHARS = 2**14
 _NOT_PLAIN = re.compile(r'"(pattern|patternProperties|allOf|multipleOf|x-guidance)":')
+_EXCLUDING = re.compile(r'"exclusiveM(in|ax)imum":')
 _MAX_SHOWN_CHARS = 200
 _EXPLAINED = {"NoExtensionBias": "no text conforms to it"}
 # Where llguidance's messages go on with its own state.
@@ -91,7 +93,7 @@ class GrammarMaker:
             return matchers[0].get_error()
 
         problem = try_to_compile(compile_it)
-        return problem or Grammar(matchers[0], filler)
+        return problem or Grammar(matchers[0], filler, _json_start(structured))
 
     @functools.cached_property
     def _filler(self) -> _MaskFiller:
@@ -102,11 +104,12 @@ class GrammarMaker:
 
 
 class Grammar(TokenGrammar):
-    """A compiled grammar with a completion's place in it."""
+    """A compiled grammar with a completion's place in it; with a `json_place`, one whose numbers are bounded."""
 
-    def __init__(self, matcher: Any, filler: _MaskFiller):
+    def __init__(self, matcher: Any, filler: _MaskFiller, json_place: JsonPlace | None = None):
         self.matcher = matcher
         self._filler = filler
+        self._json_place = json_place
 
     def copy(self) -> Grammar:
         """Return an independent one at the same place."""
@@ -116,6 +119,8 @@ class Grammar(TokenGrammar):
 
     def accept(self, token_id: int) -> None:
         """Move on by a token that the mask allowed."""
+        if self._json_place is not None:
+            self._json_place = self._json_place.after(self._filler.tokenizer.decode_bytes([token_id]))
         if self.matcher.consume_token(token_id):
             self.is_done = self.matcher.is_stopped()
         else:
@@ -134,6 +139,11 @@ class Grammar(TokenGrammar):
     def fill(self, grammars: Sequence[Grammar], masks: np.ndarray) -> None:
         """Write what may come next in each grammar to its row of `masks`."""
         self._filler.fill(grammars, masks)
+
+    def narrow(self, mask: np.ndarray) -> None:
+        """Let a JSON number that has enough digits end."""
+        if self._json_place is not None and self._json_place.is_long:
+            self._filler.digits.end_number(self.matcher, mask)
 
 
 class _MaskFiller:
@@ -154,6 +164,12 @@ class _MaskFiller:
         self._num_words = (size + 31) // 32
         # EOS ids that are also text: the matcher allows them as text, but the engine would end there.
         self._plain_eos_ids = [i for i in eos_ids if not self.tokenizer.is_special_token(i)]
+
+    @functools.cached_property
+    def digits(self) -> DigitTokens:
+        """The tokens that make numbers longer; they are looked for when the first number is long."""
+        pieces = (self.tokenizer.decode_bytes([token_id]) for token_id in range(self.tokenizer.vocab_size))
+        return DigitTokens(pieces, self._num_words)
 
     def fill(self, grammars: Sequence[Grammar], masks: np.ndarray) -> None:
         wide = masks
@@ -210,6 +226,13 @@ def _is_plain(structured: StructuredOutputsParams) -> bool:
     return structured.choice is not None or (bool(structured.json_object) and structured.whitespace_pattern is None)
 
 
+def _json_start(structured: StructuredOutputsParams) -> JsonPlace | None:
+    """Return the place where a JSON text begins; None for a grammar whose digits are its own affair."""
+    if structured.json is None:
+        return JsonPlace() if structured.json_object else None
+    return JsonPlace(most_with_fraction=MAX_DIGITS_NEAR_BOUND) if _EXCLUDING.search(structured.json) else JsonPlace()
+
+
 def _source(structured: StructuredOutputsParams) -> str:
     """Return a grammar as llguidance takes it. Raises ValueError for one that cannot be read."""
     matcher = _llguidance().LLMatcher
@@ -221,10 +244,11 @@ def _source(structured: StructuredOutputsParams) -> str:
     if structured.grammar is not None:
         return matcher.grammar_from_lark(_lark(structured.grammar))
     schema = structured.json or '{"type":"object"}'
+    opened = json.loads(schema)
     if structured.disable_additional_properties:
-        opened = json.loads(schema)
         close_objects(opened)
         schema = json.dumps(opened)
+    refuse_uncounted_keys(opened)
     return matcher.grammar_from_json_schema(schema, overrides=_json_options(structured))
 
 
@@ -260,19 +284,43 @@ def _lark(text: str) -> str:
 
 def close_objects(schema: Any) -> None:
     """Forbid other properties, in place, wherever a schema lists some and does not speak of others."""
+    for one in _schemas(schema):
+        if "properties" in one or "patternProperties" in one:
+            one.setdefault("additionalProperties", False)
+
+
+def refuse_uncounted_keys(schema: Any) -> None:
+    """Raise ValueError where a schema wants several properties with names of its own choosing.
+
+    The grammar does not know which such names were used before, and a repeated one counts once.
+    """
+    for one in _schemas(schema):
+        is_free = "patternProperties" in one or one.get("additionalProperties") is not False
+        least, required = one.get("minProperties"), one.get("required")
+        if not is_free or not isinstance(least, int):
+            continue
+        num_required = len(required) if isinstance(required, list) else 0
+        if least > num_required + 1:
+            raise ValueError(
+                f"minProperties is {least} where {num_required} properties are required and others have names of their "
+                "own choosing, which may repeat: list the names, or use an array"
+            )
+
+
+def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """Give every schema within a schema, the innermost first."""
     if isinstance(schema, list):
         for item in schema:
-            close_objects(item)
+            yield from _schemas(item)
     if not isinstance(schema, dict):
         return
     for key, value in schema.items():
         if key in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"):
             for inner in value.values() if isinstance(value, dict) else ():
-                close_objects(inner)
+                yield from _schemas(inner)
         elif key not in ("enum", "const", "default", "examples"):
-            close_objects(value)
-    if "properties" in schema or "patternProperties" in schema:
-        schema.setdefault("additionalProperties", False)
+            yield from _schemas(value)
+    yield schema
 
 
 def _invalid(structured: StructuredOutputsParams, problem: str) -> RequestError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanovllm.errors import ConfigError
-from nanovllm.sampling_fields import FieldInfo, shown
+from nanovllm.sampling_fields import MIN_LIKENESS, FieldInfo, shown
 
 CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object")
 """The settings of which a request has exactly one."""
@@ -100,7 +100,7 @@ def as_structured_outputs(info: FieldInfo, value: Any) -> StructuredOutputsParam
     names = [field.name for field in dataclasses.fields(StructuredOutputsParams)]
     for key in value:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=MIN_LIKENESS)
             cure = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}"
             raise ConfigError(f"{_NAME} has the unknown key {shown(key)}; {cure}")
     values = {name: item for name, item in value.items() if item is not None}

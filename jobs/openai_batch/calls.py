@@ -150,7 +150,7 @@ def _read_chat(body: dict[str, Any], prompts: PromptBuilder) -> Prompt:
     try:
         return prompts.chat(messages, options)
     except RequestError as error:
-        raise CallRefused(error.code, error.message, "messages") from None
+        raise CallRefused(error.code, error.message, error.param or "messages") from None
 
 
 def _template_variables(body: dict[str, Any]) -> dict[str, Any]:

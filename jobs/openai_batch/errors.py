@@ -18,8 +18,7 @@ class CallRefused(RequestError):
     """
 
     def __init__(self, code: str, message: str, param: str | None = None, retryable: bool = False):
-        super().__init__(code, message, retryable)
-        self.param = param
+        super().__init__(code, message, retryable, param)
 
     def __reduce__(self):
         return type(self), (self.code, self.message, self.param, self.retryable)

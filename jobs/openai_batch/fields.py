@@ -62,19 +62,13 @@ _NEUTRAL_AT: dict[tuple[str, str], tuple] = {
     (CHAT, "add_special_tokens"): (False,),
     (COMPLETIONS, "add_special_tokens"): (True,),
 }
+# What is no sampling setting of any tool; `SamplingParams.instead_of` knows those.
 _HINTS = {
     "add_special_tokens": "a chat's template writes all of them, and a completion's prompt gets those of the model",
-    "guided_json": "use structured_outputs: {json: ...}",
-    "guided_regex": "use structured_outputs: {regex: ...}",
-    "guided_choice": "use structured_outputs: {choice: [...]}",
-    "guided_grammar": "use structured_outputs: {grammar: ...}",
-    "use_beam_search": "only LLM.beam_search has it",
     "stream": "a batch has no streams",
     "echo": "the prompt is not repeated in front of the completion",
-    "best_of": "ask for n completions and choose among them",
     "functions": "use tools",
     "function_call": "use tools",
-    "max_completion_tokens": "use max_tokens",
     "prompt": "this endpoint takes messages",
     "messages": "this endpoint takes prompt",
 }
@@ -187,6 +181,8 @@ def _refusal(name: str, value: Any, served: set[str]) -> str:
     known = set(_NEUTRAL) | set(_HINTS) | set(_SAMPLING)
     if name in _HINTS:
         cure = _HINTS[name]
+    elif instead := SamplingParams.instead_of(name):
+        cure = instead
     elif name not in known and (near := difflib.get_close_matches(name, sorted(served), n=1, cutoff=0.75)):
         cure = f"did you mean {near[0]}?"
     else:

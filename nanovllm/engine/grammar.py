@@ -39,6 +39,9 @@ class TokenGrammar(ABC):
         One with an error gets a row of zeros.
         """
 
+    def narrow(self, mask: np.ndarray) -> None:  # noqa: B027
+        """Take from a mask that every rule has passed what is allowed and not wanted, but never all of it."""
+
 
 class StepMasks:
     """Makes the masks of a step's rows, in memory that is used again."""
@@ -69,6 +72,7 @@ class StepMasks:
         for row, i in enumerate(bound):
             if mask_rows[i] >= 0:
                 masks[row] &= rules[i].mask
+            grammars[i].narrow(masks[row])
             mask_rows[i] = row
         return {"masks": masks, "mask_rows": mask_rows, "breaker_rows": breaker_rows}
 

@@ -170,3 +170,29 @@ def test_a_bias_that_cannot_be_is_an_error_of_its_line_alone(tmp_path):
     code, alone = answer("alone", good)
     assert code == 0
     assert alone == {name: one for name, one in mixed.items() if name.startswith("good")}
+
+
+def test_tools_and_documents_that_the_template_never_reads_are_refused(tmp_path):
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 3}
+    tools = {"tools": [{"type": "function", "function": {"name": "f"}}]}
+    documents = {"documents": [{"title": "t", "text": "x"}]}
+    shown = {"chat_template": "{{ tools }}{{ documents }}{{ messages[0].content }}"}
+    rows = [
+        line("plain", CHAT, **asked),
+        line("tools", CHAT, **asked, **tools),
+        line("documents", CHAT, **asked, **documents),
+        line("none chosen", CHAT, **asked, **tools, tool_choice="none"),
+        line("empty", CHAT, **asked, tools=[], documents=[]),
+        line("both shown", CHAT, **asked, **tools, **documents, **shown),
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", str(MODEL)]
+    assert main(["run-batch", *flags, "--dtype", "float32", "--progress", "none"]) == 3
+    lines = [json.loads(text) for text in (tmp_path / "out.jsonl").read_text("utf-8").split("\n")[:-1]]
+    assert [one["response"]["status_code"] for one in lines] == [200, 400, 400, 200, 200, 200]
+    for one, name in ((lines[1], "tools"), (lines[2], "documents")):
+        cause = one["response"]["body"]["error"]
+        assert (cause["param"], cause["code"]) == (name, "template_error")
+        assert f"{name}: the chat template makes no use of them" in cause["message"]
+    prompts = [one["response"]["body"].get("usage", {}).get("prompt_tokens") for one in lines]
+    assert prompts[0] == prompts[3] == prompts[4] < prompts[5]

@@ -129,14 +129,63 @@ def test_template_nested_too_deeply_to_compile():
 
 
 def test_named_templates():
-    templates = ChatTemplates({"default": "D", "tool_use": "T", "rag": "R"})
+    templates = ChatTemplates({"default": "D", "tool_use": "T{# {{ tools }} #}{% if tools %}{% endif %}", "rag": "R"})
     assert render(templates) == "D"
     assert render(templates, tools=[{"type": "function"}]) == "T"
     assert render(templates, chat_template="rag") == "R"
     assert render(templates, chat_template="{{ 1 + 1 }}") == "2"
     assert render(ChatTemplates({"only": "O"})) == "O"
     assert render(ChatTemplates({"default": "D", "rag": "R"}, "rag")) == "R"
-    assert render(ChatTemplates({"default": "D"}), tools=[{"type": "function"}]) == "D"
+    assert render(ChatTemplates({"default": "D{{ tools | length }}"}), tools=[{"type": "function"}]) == "D1"
+
+
+# What the template has no use for.
+
+GIVEN = [{"name": "f"}]
+
+
+@pytest.mark.parametrize("name", ["tools", "documents"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "x",
+        "{# {{ tools }} {{ documents }} #}",
+        "{{ messages[0].tools }}{{ messages[0].documents }}tools documents",
+        "{% set tools = 1 %}{% set documents = 2 %}{{ tools }}{{ documents }}",
+        "{% macro f(tools, documents) %}{{ tools }}{{ documents }}{% endmacro %}{{ f(1, 2) }}",
+    ],
+)
+def test_what_a_template_never_reads_is_refused(name, template):
+    with pytest.raises(RequestError) as caught:
+        render(template, **{name: GIVEN})
+    assert (caught.value.code, caught.value.param) == ("template_error", name)
+    assert caught.value.message.startswith(f"{name}: the chat template makes no use of them")
+    for nothing in ([], None):
+        render(template, **{name: nothing})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ tools }}",
+        "{% if tools is defined and tools %}{{ tools }}{% endif %}",
+        "{% if not tools is defined %}{% set tools = none %}{% endif %}{{ tools }}",
+        "{% set tools = tools or [] %}{{ tools }}",
+        "{% macro f() %}{{ tools }}{% endmacro %}{{ f() }}",
+        "{% generation %}{{ tools }}{% endgeneration %}",
+    ],
+)
+def test_what_a_template_reads_anywhere_is_taken(template):
+    assert render(template, tools=GIVEN) == "[{'name': 'f'}]"
+    assert render(template.replace("tools", "documents"), documents=GIVEN) == "[{'name': 'f'}]"
+
+
+def test_the_template_that_is_used_decides():
+    templates = ChatTemplates({"default": "D", "tool_use": "{{ tools }}", "rag": "{{ documents }}"})
+    assert render(templates, tools=GIVEN) == render(templates, documents=GIVEN, chat_template="rag")
+    assert refusal(templates, documents=GIVEN).startswith("documents: ")
+    assert refusal(templates, tools=GIVEN, chat_template="rag").startswith("tools: ")
+    assert render(templates, tools=GIVEN, chat_template="{{ tools | length }}") == "1"
 
 
 def test_no_template_and_no_default():
@@ -203,6 +252,7 @@ def test_any_failure_inside_a_template_is_the_requests():
         ([*USER, {"content": "x"}], "messages[1].role must be a string"),
         ([{"role": "user", "content": 5}], "messages[0].content must be"),
         ([{"role": "user", "content": [5]}], "messages[0].content holds 5"),
+        ([{"role": "user", "content": ["a", None]}], "messages[0].content holds None"),
     ],
 )
 def test_malformed_messages(messages, words):

@@ -1,8 +1,8 @@
 """The journal: whole entries survive any cut of the tail, and come back in the order of the rows."""
 
 import os
-import threading
 import re
+import threading
 
 import pytest
 

@@ -32,6 +32,7 @@ SEEDS = {
             "messages": [CHAT, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}, CHAT], "n": 2,
             "temperature": 1, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "seed": 1, "stop": ["a"], "logprobs": True,
             "top_logprobs": 2, "max_completion_tokens": 4, "tools": [{"type": "function"}], "tool_choice": "auto",
+            "chat_template": "{{ messages[0].content }}{{ tools }}",
             "chat_template_kwargs": {"x": 1}, "stream": False, "user": "u", "metadata": {"k": "v"}}},
         {"custom_id": "d", "method": "POST", "url": "/v1/completions", "body": {
             "model": "m", "prompt": "Hello", "max_tokens": 3, "logprobs": 1, "frequency_penalty": 1,
@@ -39,8 +40,8 @@ SEEDS = {
             "ignore_eos": True, "min_tokens": 1, "echo": False}},
         {"custom_id": "e", "method": "POST", "url": "/v1/chat/completions", "body": {
             "messages": [CHAT], "continue_final_message": True, "add_generation_prompt": False,
-            "chat_template": "{{ x }}", "documents": [{"a": "b"}], "response_format": {"type": "text"},
-            "max_tokens": 2}},
+            "chat_template": "{{ x }}{{ documents }}{{ messages[0].content }}", "documents": [{"a": "b"}],
+            "response_format": {"type": "text"}, "max_tokens": 2}},
     ],
 }  # fmt: skip
 VALUES = [

@@ -200,7 +200,7 @@ def test_stdin_is_jsonl_and_comes_once():
 
 def test_a_closed_stdin_is_said(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(ConfigError, match="the input is -, and standard input is closed: send the rows to it"):
+    with pytest.raises(ConfigError, match="the input is -, and standard input is closed: send the rows to it or"):
         RowSource(["-"]).check()
 
 

@@ -282,13 +282,53 @@ def test_override_of_one_key_keeps_the_base():
     [
         ("temprature", "temperature"),
         ("max_token", "max_tokens"),
-        ("max_new_tokens", "max_tokens"),
-        ("repeat_penalty", "repetition_penalty"),
         ("stop_tokens_ids", "stop_token_ids"),
     ],
 )
 def test_unknown_key_names_the_nearest(key, nearest):
     with pytest.raises(ConfigError, match=f"unknown key '{key}'; did you mean {nearest}\\?"):
+        SamplingParams.from_dict({key: 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "cure"),
+    [
+        ("best_of", "ask for n completions and choose among them"),
+        ("use_beam_search", "only LLM.beam_search has it"),
+        ("num_beams", "only LLM.beam_search has it"),
+        ("thinking_token_budget", "only max_tokens bounds a text, what was thought included"),
+        (
+            "truncate_prompt_tokens",
+            "on_overlong of a job says what is done with long prompts, and batch lines may have it",
+        ),
+        ("guided_json", "use structured_outputs: {json: ...}"),
+        ("guided_regex", "use structured_outputs: {regex: ...}"),
+        ("guided_choice", "use structured_outputs: {choice: [...]}"),
+        ("guided_grammar", "use structured_outputs: {grammar: ...}"),
+        ("max_new_tokens", "use max_tokens"),
+        ("n_predict", "use max_tokens"),
+        ("do_sample", "use temperature: 0 takes the likeliest token, anything above samples"),
+        ("repeat_penalty", "use repetition_penalty"),
+        ("top_n", "use top_k for so many of the likeliest tokens, or top_n_sigma"),
+        ("stop_sequences", "use stop, which takes one string or several"),
+    ],
+)
+def test_a_setting_of_other_tools_says_what_to_do_instead(key, cure):
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams.from_dict({key: 1})
+    assert str(caught.value) == f"sampling: unknown key '{key}'; {cure}"
+    assert SamplingParams.instead_of(key) == cure
+
+
+def test_no_setting_is_among_those_of_other_tools():
+    for info in describe_fields():
+        assert SamplingParams.instead_of(info.name) is None
+    assert SamplingParams.instead_of(3) is None
+
+
+@pytest.mark.parametrize("key", ["zzz", "output_kind", "extra_args", "stopping", "mirostat", "temp"])
+def test_a_key_that_is_far_from_all_names_none(key):
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'; known settings: n, "):
         SamplingParams.from_dict({key: 1})
 
 

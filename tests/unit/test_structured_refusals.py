@@ -29,6 +29,10 @@ def llm(make_llm):
         ({"json": {"type": "integer", "minimum": 5, "maximum": 3}}, "Unsatisfiable"),
         ({"json": {"enum": []}}, "Unsatisfiable"),
         ({"json": {"x-guidance": {"lenient": True}, "not": {}}}, "not"),
+        (
+            {"json": {"type": "array", "items": {"patternProperties": {"^k[0-9]$": {}}, "minProperties": 2}}},
+            "structured_outputs.json cannot be enforced: minProperties is 2 where 0 properties are required and others",
+        ),
         ({"regex": "("}, "structured_outputs.regex cannot be enforced"),
         ({"grammar": "start: x"}, "structured_outputs.grammar cannot be enforced"),
         ({"grammar": "start: start"}, "no text conforms to it"),

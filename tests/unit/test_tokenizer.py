@@ -246,7 +246,7 @@ def test_chat_template_jinja_wins(tmp_path):
 
 def test_named_templates_of_all_kinds(tmp_path):
     message = [{"role": "user", "content": "x"}]
-    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T{{ tools | length if tools }}"}]
     tokenizer = load(
         tmp_path,
         config={"chat_template": named},
@@ -254,7 +254,7 @@ def test_named_templates_of_all_kinds(tmp_path):
         chat_templates__more_jinja="M",
     )
     tool = [{"type": "function"}]
-    assert [tokenizer.render_chat(message, **options) for options in ({}, {"tools": tool})] == ["D", "T"]
+    assert [tokenizer.render_chat(message, **options) for options in ({}, {"tools": tool})] == ["D", "T1"]
     assert [tokenizer.render_chat(message, chat_template=name) for name in ("rag", "more")] == ["R", "M"]
     assert Tokenizer.from_pretrained(tmp_path, "tool_use").render_chat(message) == "T"
 
