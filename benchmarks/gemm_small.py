@@ -24,6 +24,7 @@ from nanovllm.kernels.team import Team
 from nanovllm.kernels.timing import linear_seconds
 
 ROWS = (1, 2, 4, 8, 16)
+PAUSE_S = 0.5  # NumPy's own threads spin on for a while when their work is done, on the cores of who comes next
 
 
 def numpy_seconds(copies: list[np.ndarray], x: np.ndarray, calls: int) -> np.ndarray:
@@ -51,6 +52,7 @@ def compare(teams: list[Team], size: tuple[int, int], repeats: int, rng: Any) ->
             with blas.single_threaded():
                 yield rows, f"blas {team.num_threads}", linear_seconds(team, through_blas, x, (repeats + 1) * calls)
         yield rows, "numpy", numpy_seconds(plain, x, (repeats + 1) * calls)
+        time.sleep(PAUSE_S)
 
 
 def main() -> None:

@@ -5,7 +5,9 @@
 
 `rows`: rows/s of a whole `nanovllm run` of 1-token generations on a tiny checkpoint, beside what the engine alone does
 with the same prompts, so that it is seen which of the two bounds it. `wall`: seconds of `run` against those of
-`LLM.generate` for the same rows on a real model, both without loading, in turns; medians, and the runner's share.
+`LLM.generate` for the same rows on a real model, both without loading, in turns; medians, and the runner's share. Where
+that share is smaller than the noise of the engine, the seconds outside the engine's steps tell: the steps of both are
+the same.
 Prints JSON. Measure on a machine that has nothing else to do; the load average is printed with the numbers.
 """
 
@@ -38,6 +40,30 @@ def make_prompts(num_rows: int, num_words: int) -> list[str]:
     ]
 
 
+class StepClock:
+    """Adds up the seconds of an engine's steps."""
+
+    def __init__(self, llm: LLM):
+        self.seconds = 0.0
+        self.count = 0
+        self._step = llm.engine.step
+        llm.engine.step = self._timed
+
+    def _timed(self) -> Any:
+        began = time.perf_counter()
+        try:
+            return self._step()
+        finally:
+            self.seconds += time.perf_counter() - began
+            self.count += 1
+
+    def take(self) -> tuple[float, int]:
+        """Give seconds and number of the steps since the last call."""
+        taken = self.seconds, self.count
+        self.seconds, self.count = 0.0, 0
+        return taken
+
+
 def time_run(llm: LLM, folder: Path, prompts: list[str], max_tokens: int) -> float:
     """Give the seconds of a run with a loaded model, from the job file to the manifest."""
     (folder / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), "utf-8")
@@ -67,7 +93,8 @@ def compare(args: argparse.Namespace, num_words: int) -> dict[str, Any]:
     llm = LLM(args.model, dtype=args.dtype, enable_prefix_caching=False)
     prompts = make_prompts(args.rows, num_words)
     time_generate(llm, prompts[:64], args.new_tokens)
-    runs, generations = [], []
+    clock = StepClock(llm)
+    runs, generations, outside, steps = [], [], {True: [], False: []}, {True: set(), False: set()}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         for turn in range(args.repeats):
             for is_run in (turn % 2 == 0, turn % 2 == 1):
@@ -75,7 +102,11 @@ def compare(args: argparse.Namespace, num_words: int) -> dict[str, Any]:
                     runs.append(time_run(llm, Path(name), prompts, args.new_tokens))
                 else:
                     generations.append(time_generate(llm, prompts, args.new_tokens))
+                seconds, count = clock.take()
+                outside[is_run].append((runs if is_run else generations)[-1] - seconds)
+                steps[is_run].add(count)
     run, generate = statistics.median(runs), statistics.median(generations)
+    more = statistics.median(outside[True]) - statistics.median(outside[False])
     facts = llm.facts()
     return {
         "rows": args.rows,
@@ -85,6 +116,10 @@ def compare(args: argparse.Namespace, num_words: int) -> dict[str, Any]:
         "run_rows_per_s": round(args.rows / run, 1),
         "generate_rows_per_s": round(args.rows / generate, 1),
         "overhead_of_medians": f"{run / generate - 1:+.1%}",
+        "run_outside_steps_s": [round(seconds, 3) for seconds in outside[True]],
+        "generate_outside_steps_s": [round(seconds, 3) for seconds in outside[False]],
+        "steps": {"run": sorted(steps[True]), "generate": sorted(steps[False])},
+        "overhead_outside_steps": f"{more / generate:+.1%}",
         "model": str(args.model),
         "dtype": facts["engine"]["dtype"],
         "threads": facts["engine"]["threads"],

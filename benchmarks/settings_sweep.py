@@ -50,10 +50,13 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=192)
+    parser.add_argument("--only", choices=list(SWEEPS), help="sweep this setting alone")
     parser.add_argument("--out")
     args = parser.parse_args()
     vocab, rows = workloads.vocabulary(args.model), []
     for name, values in SWEEPS.items():
+        if args.only not in (None, name):
+            continue
         for repeat in range(args.repeats):
             prompts = prompts_of(vocab, args.prompts, repeat)
             for value in values:
