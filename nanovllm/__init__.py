@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "LLM": "nanovllm.llm",
     "SamplingParams": "nanovllm.sampling_params",
+    "THINKING_TAGS": "nanovllm.sampling_params",
     "StructuredOutputsParams": "nanovllm.structured_params",
     "check_structured_outputs": "nanovllm.structured",
     "Request": "nanovllm.outputs",

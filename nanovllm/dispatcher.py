@@ -147,7 +147,7 @@ class Dispatcher:
                 )
             text, ids = read_prompt(request.prompt, self._tokenizer)
             self._engine.check_prompt(ids)
-            self._engine.check_params(params)
+            self._engine.check_params(params, len(ids))
             rules = self._rules.make(params)
             grammar = self._grammars.make(params)
         except RequestError as error:

@@ -49,7 +49,6 @@ _INSTEAD = {
     "stop_strings": _STOP,
     "stop_words": _STOP,
     "suppress_tokens": "use logit_bias or bad_words",
-    "thinking_token_budget": "only max_tokens bounds a text, what was thought included",
     "top_logprobs": "use logprobs, which is the number of them",
     "top_n": "use top_k for so many of the likeliest tokens, or top_n_sigma",
     "truncate_prompt_tokens": "on_overlong of a job says what is done with long prompts, and batch lines may have it",

@@ -9,7 +9,14 @@ from typing import Any
 from nanovllm.checkpoint.hub import resolve_model
 from nanovllm.checkpoint.loader import Checkpoint, check_tensors
 from nanovllm.config import EngineConfig
-from nanovllm.engine.limits import Limits, decide_limits, resolve_cache_dtype, resolve_dtype, step_bytes
+from nanovllm.engine.limits import (
+    Limits,
+    check_whole_vocabulary,
+    decide_limits,
+    resolve_cache_dtype,
+    resolve_dtype,
+    step_bytes,
+)
 from nanovllm.engine.weights import HEAD
 from nanovllm.errors import ConfigError, MemoryBudgetError, RequestError
 from nanovllm.machine import available_memory, format_bytes
@@ -17,7 +24,7 @@ from nanovllm.models import load_spec
 from nanovllm.models.spec import ModelSpec
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.structured import check_structured_outputs
-from nanovllm.token_rules import check_vocabulary
+from nanovllm.token_rules import check_vocabulary, find_thinking_tags
 from nanovllm.tokenizer import Tokenizer
 
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -57,6 +64,7 @@ class ModelPlan:
     def check_request(self, token_ids: list[int], params: SamplingParams) -> None:
         """Refuse a request as `LLM` would. Raises RequestError."""
         check_vocabulary(params, self.spec.vocab_size)
+        find_thinking_tags(params, self.tokenizer, self.spec.vocab_size)
         try:
             check_structured_outputs(params)
         except ConfigError as error:
@@ -73,6 +81,7 @@ class ModelPlan:
                 f"the prompt has {len(token_ids)} tokens, and with at least one to generate the limit is "
                 f"{self.max_model_len} (max_model_len); shorten it or raise max_model_len",
             )
+        check_whole_vocabulary(params, len(token_ids), vocab_size, self.max_model_len)
 
 
 def plan_model(model: str | Path, **settings: Any) -> ModelPlan:

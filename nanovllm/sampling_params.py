@@ -25,9 +25,13 @@ MIN_TEMPERATURE = 1e-2
 MAX_COMPLETIONS = 16384
 """Most completions of a prompt (vLLM's limit): each is a sequence in memory."""
 MAX_LOGPROBS = 1000
-"""Most log probabilities of a position: the whole vocabulary of every token would fill the memory."""
+"""Most log probabilities of a position, unless all are asked for."""
+WHOLE_VOCABULARY = -1
+"""As a number of log probabilities: those of every id (vLLM's)."""
 MAX_LOGPROB_TOKEN_IDS = 128
 """Most ids of `logprob_token_ids` (vLLM's limit)."""
+THINKING_TAGS = "<think>", "</think>"
+"""What most reasoning models write around what they think before they answer."""
 
 
 @dataclass(slots=True)
@@ -39,9 +43,9 @@ class SamplingParams:
     a tie) or temperature, top_n_sigma, min_p, top_k, top_p, typical_p and the draw. A greedy request ignores the six
     settings after DRY but keeps their values, so that a later override of the temperature alone finds them.
 
-    `top_k` and `top_n_sigma` -1 become 0 (off), `seed` -1 becomes None, a temperature below 1e-5 becomes 0 (greedy)
-    and one between that and 0.01 becomes 0.01; lists become tuples and an empty mapping None. A bias beyond 100 counts
-    as 100.
+    `top_k` and `top_n_sigma` -1 become 0 (off), `seed` and `thinking_token_budget` -1 become None, a temperature below
+    1e-5 becomes 0 (greedy) and one between that and 0.01 becomes 0.01; lists become tuples and an empty mapping None. A
+    bias beyond 100 counts as 100.
 
     Raises:
         ConfigError: a value has the wrong type or range, or two values contradict each other.
@@ -129,15 +133,25 @@ class SamplingParams:
     min_tokens: int = field(
         default=0, metadata=about("int", "tokens before an end-of-sequence or stop id may come", low=0)
     )
+    thinking_token_budget: int | None = field(
+        default=None,
+        metadata=about(
+            "int", "most tokens of thinking before </think> is forced; null or -1: no limit", low=-1, high=2**31 - 1,
+            optional=True,
+        ),
+    )  # fmt: skip
     logprobs: int | None = field(
         default=None,
         metadata=about(
-            "int", "log probabilities of each token and of so many best ids", low=0, high=MAX_LOGPROBS, optional=True
+            "int", "log probabilities of each token and of so many best ids; -1: of all", low=WHOLE_VOCABULARY,
+            high=MAX_LOGPROBS, optional=True,
         ),
-    )
+    )  # fmt: skip
     prompt_logprobs: int | None = field(
         default=None,
-        metadata=about("int", "the same for the prompt's tokens", low=0, high=MAX_LOGPROBS, optional=True),
+        metadata=about(
+            "int", "the same for the prompt's tokens", low=WHOLE_VOCABULARY, high=MAX_LOGPROBS, optional=True
+        ),
     )
     logprob_token_ids: tuple[int, ...] | list[int] | None = field(
         default=(), metadata=about("int_list", "ids whose log probabilities come with each token", optional=True)
@@ -165,6 +179,8 @@ class SamplingParams:
             self.top_n_sigma = 0.0
         if self.seed == -1:
             self.seed = None
+        if self.thinking_token_budget == -1:
+            self.thinking_token_budget = None
         if self.temperature < GREEDY_TEMPERATURE:
             self.temperature = 0.0
         elif self.temperature < MIN_TEMPERATURE:
@@ -194,6 +210,11 @@ class SamplingParams:
                 "sampling: ignore_eos is true but structured_outputs says where the text may end; set ignore_eos to "
                 "false"
             )
+        if self.structured_outputs is not None and self.thinking_token_budget is not None:
+            raise ConfigError(
+                f"sampling: thinking_token_budget is {self.thinking_token_budget} but structured_outputs says what the "
+                "whole text conforms to, which leaves no room to think; give one of them"
+            )
         if self.stop and not self.detokenize:
             raise ConfigError(
                 f"sampling: detokenize is false but stop is {shown(list(self.stop))}, expected no stop strings "
@@ -222,7 +243,10 @@ class SamplingParams:
 
     @property
     def changes_logits(self) -> bool:
-        """Whether anything before the greedy choice can make it another one; min_tokens apart, which ends."""
+        """Whether anything can make the greedy choice another one at every token.
+
+        So min_tokens does not count, which ends, nor does the budget of thinking, which takes a token now and then.
+        """
         return bool(
             self.needs_history
             or self.logit_bias

@@ -9,10 +9,10 @@ import functools
 
 import numpy as np
 
-from nanovllm.engine.processors import TokenRules
+from nanovllm.engine.processors import ThinkingBudget, TokenRules
 from nanovllm.errors import RequestError
 from nanovllm.kernels.sampling_step import BIAS_DTYPE, pack_mask
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.sampling_params import THINKING_TAGS, SamplingParams
 from nanovllm.tokenizer import Tokenizer
 
 DRY_BREAKERS = ("\n", ":", '"', "*")
@@ -36,6 +36,34 @@ def check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
                 )
 
 
+def find_thinking_tags(params: SamplingParams, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, int] | None:
+    """Return the ids between which a request's budget of thinking counts, None if it has none.
+
+    Raises:
+        RequestError: code invalid_sampling; the model has no such ids, or the request's settings exclude the last.
+    """
+    budget = params.thinking_token_budget
+    if budget is None:
+        return None
+    ids = [tokenizer.token_to_id(tag) for tag in THINKING_TAGS]
+    missing = [
+        tag for tag, token_id in zip(THINKING_TAGS, ids, strict=True) if token_id is None or token_id >= vocab_size
+    ]
+    if missing:
+        raise RequestError(
+            "invalid_sampling",
+            f"thinking_token_budget is {budget}, but the model has no single token {' and none '.join(missing)}, "
+            "expected both to know what is thinking; leave it out, max_tokens bounds the whole text",
+        )
+    if params.allowed_token_ids is not None and ids[1] not in params.allowed_token_ids:
+        raise RequestError(
+            "invalid_sampling",
+            f"thinking_token_budget is {budget}, but allowed_token_ids lacks {ids[1]}, the token {THINKING_TAGS[1]} "
+            "that ends the thinking; add it or leave one of them out",
+        )
+    return ids[0], ids[1]
+
+
 class RuleMaker:
     """Makes the `TokenRules` of requests for one model."""
 
@@ -48,17 +76,20 @@ class RuleMaker:
         """Return a request's rules, None if it has none.
 
         Raises:
-            RequestError: invalid_token_id for an id outside the vocabulary, invalid_sampling for a word without tokens.
+            RequestError: invalid_token_id for an id outside the vocabulary, invalid_sampling for a word without tokens
+                and for a budget of thinking that the model cannot keep.
         """
         check_vocabulary(params, self._vocab_size)
+        tags = find_thinking_tags(params, self._tokenizer, self._vocab_size)
         breakers = params.dry_sequence_breakers if params.uses_dry else ()
-        if not (params.logit_bias or params.allowed_token_ids or params.bad_words or params.uses_dry):
+        if not (params.logit_bias or params.allowed_token_ids or params.bad_words or params.uses_dry or tags):
             return None
         return self._kept(
             tuple((params.logit_bias or {}).items()),
             params.allowed_token_ids,
             params.bad_words,
             DRY_BREAKERS if breakers is None else breakers,
+            None if tags is None else (params.thinking_token_budget, *tags),
         )
 
     def _make(
@@ -67,6 +98,7 @@ class RuleMaker:
         allowed: tuple[int, ...] | None,
         bad_words: tuple[str, ...],
         breakers: tuple[str, ...],
+        thinking: tuple[int, int, int] | None,
     ) -> TokenRules:
         dry_breakers = self._breakers(breakers)
         single = [token_id for token_id, tails in dry_breakers.items() if () in tails]
@@ -76,7 +108,11 @@ class RuleMaker:
             tuple(dict.fromkeys(ids for word in bad_words for ids in self._spellings(word))),
             dry_breakers,
             pack_mask(single, self._vocab_size) if single else None,
+            None if thinking is None else self._thinking(*thinking),
         )
+
+    def _thinking(self, num_tokens: int, start_id: int, end_id: int) -> ThinkingBudget:
+        return ThinkingBudget(num_tokens, start_id, end_id, TokenRules(pack_mask((end_id,), self._vocab_size)))
 
     def _spellings(self, word: str) -> list[tuple[int, ...]]:
         """Return a bad word's ids at the start of a text and after a space."""

@@ -27,7 +27,7 @@ from jobs.names import suggest
 from jobs.paths import STDIN, find_inputs
 from jobs.prompts import PromptTemplate
 from jobs.settings import Section
-from nanovllm import ConfigError
+from nanovllm import THINKING_TAGS, ConfigError
 
 TASKS = ("generate", "multiple_choice", "perplexity", "rank", "score")
 _ANY_TASK = ("task", "group", "gate", "format", "allow_code")
@@ -41,7 +41,6 @@ _KEYS = {
     "score": (*_PROMPTED, "choices"),
     "perplexity": ("whole_file",),
 }  # fmt: skip
-_THINKING_MARKS = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +291,7 @@ def _read_few_shot(outer: Section, folders: list[Path], delimiter: str) -> FewSh
 def _read_thinking(section: Section) -> tuple[str, str] | None:
     value = section.value("strip_thinking", False)
     if isinstance(value, bool):
-        return _THINKING_MARKS if value else None
+        return THINKING_TAGS if value else None
     is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(mark, str) and mark for mark in value)
     if not is_pair:
         raise section.refusal("strip_thinking", value, "true, false, or the two marks as in ['<think>', '</think>']")

@@ -24,7 +24,8 @@ _SAMPLING = (
     "dry_sequence_breakers", "frequency_penalty", "ignore_eos", "include_stop_str_in_output", "logit_bias",
     "logprob_token_ids", "min_p", "min_tokens", "n", "no_repeat_ngram_size", "presence_penalty", "prompt_logprobs",
     "repetition_detection", "repetition_penalty", "seed", "skip_special_tokens", "spaces_between_special_tokens",
-    "stop", "stop_token_ids", "structured_outputs", "temperature", "top_k", "top_n_sigma", "top_p", "typical_p",
+    "stop", "stop_token_ids", "structured_outputs", "temperature", "thinking_token_budget", "top_k", "top_n_sigma",
+    "top_p", "typical_p",
 )  # fmt: skip
 # What a response has besides, and what of a prompt is kept.
 _OWN = ("return_token_ids", "truncate_prompt_tokens", "truncation_side", RESPONSE_FORMAT)
@@ -52,7 +53,6 @@ _NEUTRAL: dict[str, tuple] = {
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
     "priority": (0,),
-    "thinking_token_budget": (-1,),
     "return_prompt_text": (False,),
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -117,6 +117,10 @@ def read_sampling(endpoint: str, body: dict[str, Any], length_is_set: bool) -> d
         values["structured_outputs"] = structured
     for name, value in values.items():
         _check_alone(name, value, _field_of(name, body))
+    for name in ("logprobs", "prompt_logprobs"):
+        if values.get(name) == -1:  # the whole vocabulary, which is too much for a line
+            field = _field_of(name, body)
+            raise CallRefused("invalid_sampling", f"body.{field} is -1, expected an integer of at least 0", field)
     return values
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanovllm.config import EngineConfig
-from nanovllm.errors import ConfigError, MemoryBudgetError
+from nanovllm.errors import ConfigError, MemoryBudgetError, RequestError
 from nanovllm.kernels import isa
 from nanovllm.kernels.decoder import BLOCK_SIZE, cache_block_bytes
 from nanovllm.machine import format_bytes
 from nanovllm.models.spec import ModelSpec
+from nanovllm.sampling_params import WHOLE_VOCABULARY, SamplingParams
 
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 512
@@ -17,6 +18,8 @@ DEFAULT_MAX_NUM_BATCHED_TOKENS = 512
 KV_SHARE = 0.5
 # The cache's rounding is to be smaller than that of the weights beside it; docs/performance.md has what it costs.
 AUTO_CACHE_DTYPE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8"}
+# Of a request that asks for those of all ids. Each takes about 200 bytes in a result: so this many take 800 MB.
+MAX_WHOLE_LOGPROBS = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +111,23 @@ def decide_limits(config: EngineConfig, spec: ModelSpec, cache_dtype: str, free_
             f"{format_bytes(free_bytes)} is free: lower max_num_batched_tokens and max_num_seqs"
         )
     return Limits(length, seqs, tokens, blocks, blocks * each)
+
+
+def check_whole_vocabulary(params: SamplingParams, num_prompt: int, vocab_size: int, max_model_len: int) -> None:
+    """Refuse a request whose log probabilities of all ids would fill the memory.
+
+    Raises:
+        RequestError: code invalid_sampling.
+    """
+    room = max_model_len - num_prompt
+    length = room if params.max_tokens is None else min(params.max_tokens, room)
+    positions = {"logprobs": params.n * length, "prompt_logprobs": num_prompt - 1}
+    asking = [name for name in positions if getattr(params, name) == WHOLE_VOCABULARY]
+    num_positions = sum(positions[name] for name in asking)
+    if num_positions * vocab_size > MAX_WHOLE_LOGPROBS:
+        raise RequestError(
+            "invalid_sampling",
+            f"{' and '.join(asking)} -1 would give all {vocab_size} ids at up to {num_positions} positions, expected "
+            f"at most {MAX_WHOLE_LOGPROBS // vocab_size} positions, since more would fill the memory; ask for a number "
+            "of the best ids, lower max_tokens or shorten the prompt",
+        )

@@ -16,7 +16,7 @@ from nanovllm.checkpoint.loader import Checkpoint
 from nanovllm.config import EngineConfig
 from nanovllm.engine.batch import Batch
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.limits import Limits, decide_limits, resolve_cache_dtype, resolve_dtype
+from nanovllm.engine.limits import Limits, check_whole_vocabulary, decide_limits, resolve_cache_dtype, resolve_dtype
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -156,12 +156,13 @@ class LLMEngine:
                 "invalid_token_id", f"token id {bad} is outside the model's vocabulary of {self.spec.vocab_size}"
             )
 
-    def check_params(self, params: SamplingParams) -> None:
-        """Refuse settings that name ids which the model does not have.
+    def check_params(self, params: SamplingParams, num_prompt: int) -> None:
+        """Refuse settings that name ids which the model does not have, or ask for too many log probabilities.
 
         Raises:
-            RequestError: code invalid_token_id.
+            RequestError: codes invalid_token_id, invalid_sampling.
         """
+        check_whole_vocabulary(params, num_prompt, self.spec.vocab_size, self.limits.max_model_len)
         for token_id in params.logprob_token_ids:
             if token_id >= self.spec.vocab_size:
                 raise RequestError(

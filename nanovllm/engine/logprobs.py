@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from nanovllm.kernels.scorer import score_rows as score_arrays
 from nanovllm.kernels.team import Team
+from nanovllm.sampling_params import WHOLE_VOCABULARY
 
 
 @dataclass(slots=True)
@@ -26,9 +28,9 @@ class RowLogprobs:
         is_best: whether the own token is what a greedy request takes (the lowest id of equal logits).
     """
 
-    token_ids: list[int]
-    logprobs: list[float]
-    ranks: list[int]
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    ranks: Sequence[int]
     is_best: bool
 
     @property
@@ -38,12 +40,13 @@ class RowLogprobs:
 
 
 def score_rows(team: Team, logits: np.ndarray, wanted: list[tuple[int, int, int, Sequence[int]]]) -> list[RowLogprobs]:
-    """Return the log probabilities of positions, each computed by one thread.
+    """Return the log probabilities of positions, each computed by one thread (whole vocabularies by the caller's).
 
     Args:
         team: the threads.
         logits: [rows, vocab_size] float32, C-contiguous, unprocessed.
-        wanted: for each position its row of logits, its own token, how many of the best ids, and any other ids.
+        wanted: for each position its row of logits, its own token, how many of the best ids (`WHOLE_VOCABULARY`: all),
+            and any other ids.
     """
     asked = [ids for _, _, _, ids in wanted]
     arrays = score_arrays(
@@ -53,9 +56,28 @@ def score_rows(team: Team, logits: np.ndarray, wanted: list[tuple[int, int, int,
         np.cumsum([0, *map(len, asked)], dtype=np.int32),
     )  # fmt: skip
     scored = []
-    for ids, logprobs, ranks, count, is_best in zip(*(array.tolist() for array in arrays), strict=True):
+    columns = zip(wanted, *(column.tolist() for column in arrays), strict=True)
+    for (row, own, num_best, _), ids, logprobs, ranks, count, is_best in columns:
         if count == 0:
             scored.append(RowLogprobs([ids[0]], [math.nan], [0], False))
+        elif num_best == WHOLE_VOCABULARY:
+            scored.append(_score_whole(logits[row], own, bool(is_best)))
         else:
             scored.append(RowLogprobs(ids[:count], logprobs[:count], ranks[:count], bool(is_best)))
     return scored
+
+
+def _score_whole(logits: np.ndarray, own: int, is_best: bool) -> RowLogprobs:
+    """Score every id of a row of numbers; the result takes 12 bytes an id, since it is kept until the request ends."""
+    best_first = np.argsort(-logits, kind="stable")  # of equal logits the lowest id first
+    falling = logits[best_first].astype(np.float64)
+    ranks = 1 + np.searchsorted(-falling, -falling, side="left")
+    logprobs = falling - falling[0] - np.log(np.exp(falling - falling[0]).sum())
+    place = int(np.flatnonzero(best_first == own)[0])
+    order = np.concatenate(([place], np.arange(place), np.arange(place + 1, len(logits))))
+    return RowLogprobs(
+        array("i", best_first[order].astype(np.intc).tobytes()),
+        array("f", logprobs[order].astype(np.float32).tobytes()),
+        array("i", ranks[order].astype(np.intc).tobytes()),
+        is_best,
+    )

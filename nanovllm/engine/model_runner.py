@@ -17,9 +17,11 @@ from nanovllm.kernels.sampler import Sampler
 from nanovllm.kernels.sampling_step import DRY_UNLIMITED, ROW_PARAMS_DTYPE, pack_row
 from nanovllm.kernels.team import Team
 from nanovllm.models.spec import ModelSpec
+from nanovllm.sampling_params import SamplingParams
 
 # Rows whose full logits exist at once when only a few numbers of each are wanted (prompt logprobs).
 LOGPROB_ROWS = 32
+_GREEDY = SamplingParams(temperature=0.0)
 
 
 class ModelRunner:
@@ -113,6 +115,7 @@ class ModelRunner:
             and not seq.wants_logprobs
             and not params.changes_logits
             and seq.num_completion >= params.min_tokens
+            and not seq.must_end_thinking
         )
 
     def _logits_for(self, num_rows: int) -> np.ndarray:
@@ -126,20 +129,23 @@ class ModelRunner:
         banned: list[int] = []
         cu_history, cu_banned = np.zeros(len(seqs) + 1, np.int32), np.zeros(len(seqs) + 1, np.int32)
         num_prompt = np.zeros(len(seqs), np.int32)
-        rules = [seq.rules for seq in seqs]
+        rules = [seq.thinking.budget.end_rules if seq.must_end_thinking else seq.rules for seq in seqs]
         masks = self._masks.of(rules, [seq.grammar for seq in seqs])
         for i, seq in enumerate(seqs):
-            params[i] = pack_row(seq.params, seq.seed, seq.sample_index, seq.num_completion, _dry_limit(seq))
-            if seq.params.needs_history:
-                history += seq.token_ids
-                num_prompt[i] = seq.num_prompt
-            if seq.rules is not None:
-                banned += seq.rules.banned_after(seq.token_ids, seq.num_prompt)
-            # A complete grammar ends its text before min_tokens too: nothing else could come.
-            if seq.num_completion < seq.params.min_tokens and not (
-                seq.grammar is not None and allows_only(masks["masks"][masks["mask_rows"][i]], seq.stop_ids)
-            ):
-                banned += seq.stop_ids
+            if seq.must_end_thinking:  # its mask leaves one id, which no other setting may take
+                params[i] = pack_row(_GREEDY)
+            else:
+                params[i] = pack_row(seq.params, seq.seed, seq.sample_index, seq.num_completion, _dry_limit(seq))
+                if seq.params.needs_history:
+                    history += seq.token_ids
+                    num_prompt[i] = seq.num_prompt
+                if seq.rules is not None:
+                    banned += seq.rules.banned_after(seq.token_ids, seq.num_prompt)
+                # A complete grammar ends its text before min_tokens too: nothing else could come.
+                if seq.num_completion < seq.params.min_tokens and not (
+                    seq.grammar is not None and allows_only(masks["masks"][masks["mask_rows"][i]], seq.stop_ids)
+                ):
+                    banned += seq.stop_ids
             cu_history[i + 1], cu_banned[i + 1] = len(history), len(banned)
         ids, status = self.sampler.sample(
             logits, params, np.array(history, np.int32), cu_history, num_prompt, np.array(banned, np.int32), cu_banned,

@@ -18,6 +18,52 @@ REPETITION = "repetition"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ThinkingBudget:
+    """How many tokens a request may think in a block, between an id that opens it and one that closes it.
+
+    Attributes:
+        num_tokens: most of them. start_id, end_id: open and close a block.
+        end_rules: stand in place of the request's own rules where the block must be closed.
+    """
+
+    num_tokens: int
+    start_id: int
+    end_id: int
+    end_rules: TokenRules
+
+
+class Thinking:
+    """Where one completion stands with its budget: a function of prompt and completion so far.
+
+    Attributes:
+        budget: the request's.
+        num_tokens: how many tokens of the open block the completion has; None outside of a block.
+    """
+
+    __slots__ = ("budget", "num_tokens")
+
+    def __init__(self, budget: ThinkingBudget, prompt_ids: list[int]):
+        self.budget = budget
+        tags = (budget.start_id, budget.end_id)
+        newest = next((token_id for token_id in reversed(prompt_ids) if token_id in tags), budget.end_id)
+        self.num_tokens = 0 if newest == budget.start_id else None
+
+    @property
+    def must_end(self) -> bool:
+        """Whether the next token has to close the block."""
+        return self.num_tokens is not None and self.num_tokens >= self.budget.num_tokens
+
+    def accept(self, token_id: int) -> None:
+        """Move on by a token of the completion; a block that is opened again while it is open goes on."""
+        if token_id == self.budget.end_id:
+            self.num_tokens = None
+        elif self.num_tokens is not None:
+            self.num_tokens += 1
+        elif token_id == self.budget.start_id:
+            self.num_tokens = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenRules:
     """A request's settings in the form of the vocabulary, made once and shared by its samples.
 
@@ -27,6 +73,7 @@ class TokenRules:
         bad_words: token sequences of which the last id is banned where the completion ends in the others.
         dry_breakers: by first id, what must follow it to make a sequence breaker; () where it is one by itself.
         breaker_mask: bits of the ids that are a breaker by themselves, which DRY never penalizes; None: there are none.
+        thinking: the budget of thinking; None: there is none.
     """
 
     mask: np.ndarray | None = None
@@ -34,6 +81,7 @@ class TokenRules:
     bad_words: tuple[tuple[int, ...], ...] = ()
     dry_breakers: Mapping[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     breaker_mask: np.ndarray | None = None
+    thinking: ThinkingBudget | None = None
 
     def banned_after(self, token_ids: list[int], num_prompt: int) -> list[int]:
         """Return the ids that would complete a bad word; only the completion counts as its beginning."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from nanovllm.engine.grammar import TokenGrammar
 from nanovllm.engine.logprobs import RowLogprobs
-from nanovllm.engine.processors import REPETITION, TokenRules, ends_in_repetition
+from nanovllm.engine.processors import REPETITION, Thinking, TokenRules, ends_in_repetition
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -30,6 +30,7 @@ class Sequence:
         prompt_logprobs: of the targets scored so far. logprobs: of the completion's tokens, where wanted.
         rules: settings about single tokens, in ids; None without any.
         grammar: what the completion must conform to, with its place in it; None without any.
+        thinking: where it stands with the budget of thinking in its rules; None without any.
         nothing_allowed: it ended with an error because its settings left no token to draw.
         num_forks: sequences that are still to fork from it; until they have, its blocks are kept after its end.
         fork_of: a sequence that runs, or has ended and keeps its blocks; this one takes over what both begin with, to
@@ -61,12 +62,15 @@ class Sequence:
     num_overtaken: int = 0
     rules: TokenRules | None = None
     grammar: TokenGrammar | None = None
+    thinking: Thinking | None = field(init=False, default=None)
     nothing_allowed: bool = False
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
     def __post_init__(self):
         self.num_prompt = len(self.token_ids)
+        if self.rules is not None and self.rules.thinking is not None:
+            self.thinking = Thinking(self.rules.thinking, self.token_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -96,6 +100,11 @@ class Sequence:
         return self.params.logprobs is not None or bool(self.params.logprob_token_ids)
 
     @property
+    def must_end_thinking(self) -> bool:
+        """Whether its next token can only be the one that closes a block of thinking."""
+        return self.thinking is not None and self.thinking.must_end
+
+    @property
     def ends_with_stop_id(self) -> bool:
         """Whether its last token is there only because it ended the sequence."""
         return self.finish_reason == "stop" and self.token_ids[-1] in self.stop_ids
@@ -103,6 +112,8 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take the next token and end the sequence if that token, the grammar or the length says so."""
         self.token_ids.append(token_id)
+        if self.thinking is not None:
+            self.thinking.accept(token_id)
         if self.grammar is not None:
             self.grammar.accept(token_id)
             if self.grammar.error is not None:

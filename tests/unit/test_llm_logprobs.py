@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from nanovllm import ConfigError, SamplingParams
+from nanovllm import ConfigError, RequestError, SamplingParams, plan_model
+from nanovllm.engine import limits
 from nanovllm.engine.logprobs import score_rows
 from nanovllm.kernels.team import Team
 
@@ -60,6 +61,17 @@ def test_no_more_best_ids_than_there_are():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_row_that_is_not_numbers_has_no_probabilities(bad):
     assert not score_row(np.array([0, bad, 1], np.float32), 0, 2).is_finite
+
+
+def test_a_whole_row_by_hand():
+    logits = np.array([0.1, 0.4, 0.0, 0.1, 0.4], np.float32)
+    with np.errstate(divide="ignore"):
+        row = score_row(np.log(logits) - 7, 3, -1, (4,))
+    assert list(row.token_ids) == [3, 1, 4, 0, 2]
+    assert list(row.ranks) == [3, 1, 1, 3, 5]
+    np.testing.assert_allclose(row.logprobs, [*np.log([0.1, 0.4, 0.4, 0.1]), -np.inf], atol=1e-6)
+    assert not row.is_best and row.is_finite
+    assert not score_row(np.array([0, np.nan, 1], np.float32), 0, -1).is_finite
 
 
 # ---- completions
@@ -121,7 +133,7 @@ def test_ids_that_the_model_lacks_are_an_error_of_that_request(make_llm):
     assert "logprob_token_ids: 500 is outside the model's vocabulary of 500" in str(outputs[0].error)
 
 
-@pytest.mark.parametrize("bad", [{"logprobs": -1}, {"prompt_logprobs": 1001}, {"logprob_token_ids": range(129)}])
+@pytest.mark.parametrize("bad", [{"logprobs": -2}, {"prompt_logprobs": 1001}, {"logprob_token_ids": range(129)}])
 def test_limits(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         SamplingParams(**bad)
@@ -141,6 +153,51 @@ def test_a_stop_string_keeps_one_entry_for_each_token(make_llm):
     completion = one(llm, PROMPT, greedy(max_tokens=12, stop=[text[3:5]], logprobs=0)).outputs[0]
     assert completion.finish_reason == "stop"
     assert [list(row) for row in completion.logprobs] == [[i] for i in completion.token_ids]
+
+
+def test_the_whole_vocabulary_is_what_as_many_as_it_has_would_be(make_llm):
+    llm = make_llm()
+    size = llm.engine.spec.vocab_size
+    drawn = {"temperature": 1, "seed": 4, "max_tokens": 5, "ignore_eos": True, "repetition_penalty": 1.5}
+    whole = one(llm, PROMPT, SamplingParams(logprobs=-1, prompt_logprobs=-1, **drawn))
+    counted = one(llm, PROMPT, SamplingParams(logprobs=size, prompt_logprobs=size, **drawn))
+    assert whole.outputs[0].token_ids == counted.outputs[0].token_ids
+    assert whole.prompt_logprobs[0] is None
+    rows = [*whole.prompt_logprobs[1:], *whole.outputs[0].logprobs]
+    expected = [*counted.prompt_logprobs[1:], *counted.outputs[0].logprobs]
+    for row, other in zip(rows, expected, strict=True):
+        assert list(row) == list(other) and len(row) == size
+        assert [entry.rank for entry in row.values()] == [entry.rank for entry in other.values()]
+        assert [entry.decoded_token for entry in row.values()] == [entry.decoded_token for entry in other.values()]
+        found, scores = ([entry.logprob for entry in one_row.values()] for one_row in (row, other))
+        np.testing.assert_allclose(found, scores, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asking", "num_positions"),
+    [
+        ({"prompt_logprobs": -1}, "prompt_logprobs", 4),
+        ({"logprobs": -1, "max_tokens": 5}, "logprobs", 5),
+        ({"logprobs": -1, "max_tokens": None}, "logprobs", 195),  # as many as max_model_len leaves
+        ({"logprobs": -1, "max_tokens": 2, "n": 2, "temperature": 1}, "logprobs", 4),
+        ({"logprobs": -1, "max_tokens": 1, "prompt_logprobs": -1}, "logprobs and prompt_logprobs", 5),
+    ],
+)
+def test_more_of_the_whole_vocabulary_than_memory_has_room_for_is_refused(
+    make_llm, models_dir, monkeypatch, settings, asking, num_positions
+):
+    monkeypatch.setattr(limits, "MAX_WHOLE_LOGPROBS", 1999)  # 3 positions of 500 ids
+    refused, fine = make_llm().generate(
+        [PROMPT] * 2, [greedy(**settings), greedy(prompt_logprobs=4, logprobs=-1, max_tokens=3)], use_tqdm=False
+    )
+    assert refused.error.code == "invalid_sampling"
+    assert f"{asking} -1 would give all 500 ids at up to {num_positions} positions, expected at most 3" in str(
+        refused.error
+    )
+    assert fine.error is None
+    plan = plan_model(models_dir / "llama-f32", dtype="float32", max_model_len=200)
+    with pytest.raises(RequestError, match=f"{asking} -1 would give all 500 ids"):
+        plan.check_request(PROMPT, greedy(**settings))
 
 
 # ---- prompts
@@ -181,6 +238,7 @@ def test_alone_in_a_batch_in_chunks_and_preempted_give_the_same_bits(make_llm):
         (LONG[:40], greedy(prompt_logprobs=0, max_tokens=40)),
         (LONG[:40] + PROMPT, greedy(logprob_token_ids=[1, 2], max_tokens=25)),
         ([9] * 33, greedy(max_tokens=35)),
+        (LONG[5:40], greedy(logprobs=-1, prompt_logprobs=-1, max_tokens=20)),
     ]
     alone = make_llm()
     expected = [one(alone, prompt, params) for prompt, params in rows]

@@ -136,6 +136,7 @@ def test_ids_of_a_file_are_all_different(tmp_path):
         ({"ignore_eos": True, "min_tokens": 1}, {"ignore_eos": True, "min_tokens": 1}),
         ({"skip_special_tokens": False, "include_stop_str_in_output": True}, {"skip_special_tokens": False}),
         ({"temperature": None, "stop": None, "logprobs": None}, {}),
+        ({"thinking_token_budget": 9}, {"thinking_token_budget": 9}),
         ({"logprobs": True}, {"logprobs": 0}),
         ({"logprobs": True, "top_logprobs": 4}, {"logprobs": 4}),
         ({"logprobs": False, "top_logprobs": 0}, {}),

@@ -315,7 +315,6 @@ def test_settings_of_this_version_are_served(tmp_path):
     [
         (chat(add_special_tokens=True), "add_special_tokens", "a chat's template writes all of them"),
         (completion(add_special_tokens=False), "add_special_tokens", "a completion's prompt gets those of the model"),
-        (chat(thinking_token_budget=5), "thinking_token_budget", "not served"),
         (chat(return_prompt_text=True), "return_prompt_text", "not served"),
         (chat(use_beam_search=True), "use_beam_search", "only LLM.beam_search has it"),
         (chat(vllm_xargs={"a": 1}), "vllm_xargs", "not served"),
