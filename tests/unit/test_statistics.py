@@ -103,7 +103,8 @@ def test_clustered_standard_error_by_hand():
     # deviations are -1, -1, 1, 1: SE^2 = 4/3/4 = 1/3, and the pairs within clusters add (2 + 2) / 16
     found = estimate_mean([0, 0, 2, 2], ["x", "x", "y", "y"])
     assert found.stderr == pytest.approx(math.sqrt(1 / 3 + 1 / 4), rel=1e-14)
-    assert found.high == pytest.approx(1 + STUDENT[1] * math.sqrt(7 / 12), rel=1e-12)
+    # SciPy's quantile of one degree of freedom has ten digits in versions before 1.16
+    assert found.high == pytest.approx(1 + STUDENT[1] * math.sqrt(7 / 12), rel=1e-9)
 
 
 def test_three_groups_are_covered_nearly_as_often_as_is_said():
