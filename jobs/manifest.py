@@ -121,11 +121,12 @@ class Manifest:
             Whether anything changed.
         """
         job = {**earlier["job"], "limits": self.values["job"]["limits"]}
-        if verdicts is not None:
-            job["eval"] = {**job["eval"], "gate": self.values["job"]["eval"].get("gate")}
-            self.set_verdicts(verdicts)
         judged = {**earlier, "job": job, "exit_code": exit_code}
         if verdicts is not None:
+            gate = self.values["job"]["eval"].get("gate")
+            if job["eval"].get("gate") != gate:
+                job["eval"] = {**job["eval"], "gate": gate}
+            self.set_verdicts(verdicts)
             judged["gate"] = self.values["gate"]
         if judged == earlier:
             return False

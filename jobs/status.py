@@ -84,8 +84,9 @@ class StatusFile:
                 temporary.replace(self._path)
             except OSError as error:
                 with contextlib.suppress(OSError):
-                    temporary.unlink()
-                    if self._exit_code is not None:
+                    temporary.unlink(missing_ok=True)
+                if self._exit_code is not None:
+                    with contextlib.suppress(OSError):
                         _overwrite(self._path, json_text.dumps(self._values()))
                 if not self._is_broken:
                     logger.warning("%s cannot be written: %s", self._path, error.strerror)

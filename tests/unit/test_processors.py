@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from request_runs import run_together
 
-from nanovllm import Request, SamplingParams
+from nanovllm import SamplingParams
 from nanovllm.engine.grammar import StepMasks
 from nanovllm.engine.processors import TokenRules, ends_in_repetition, step_biases
 from nanovllm.errors import RequestError
@@ -122,9 +123,9 @@ def test_a_breaker_is_never_penalized_itself(make_llm):
     dry = {"dry_multiplier": 100, "dry_allowed_length": 1}
     bias = {"logit_bias": {colon: 60}, "allowed_token_ids": [7, colon], **dry}
     prompt = [7, colon, 9, colon, 8, 7]
-    free = run(llm, [prompt], [bias])[0].outputs[0].token_ids
+    free = run_together(llm, [prompt], [bias])[0].outputs[0].token_ids
     assert free[0] == colon
-    hindered = run(llm, [prompt], [{**bias, "dry_sequence_breakers": []}])[0].outputs[0].token_ids
+    hindered = run_together(llm, [prompt], [{**bias, "dry_sequence_breakers": []}])[0].outputs[0].token_ids
     assert hindered[0] == 7
 
 
@@ -175,16 +176,6 @@ def test_rows_share_masks_and_have_their_own_biases():
 # ---- requests
 
 
-def run(llm, prompts, settings):
-    params = [SamplingParams(**{"temperature": 0, "max_tokens": 12, "ignore_eos": True, **one}) for one in settings]
-    requests = [
-        Request({"prompt_token_ids": ids}, one, str(i))
-        for i, (ids, one) in enumerate(zip(prompts, params, strict=True))
-    ]
-    outputs = {output.request_id: output for output in llm.generate_iter(requests)}
-    return [outputs[str(i)] for i in range(len(requests))]
-
-
 def test_a_bias_on_an_unknown_id_is_an_error_of_its_row_alone(make_llm, recorded):
     llm = make_llm()
     vocab_size = llm.engine.spec.vocab_size
@@ -196,7 +187,7 @@ def test_a_bias_on_an_unknown_id_is_an_error_of_its_row_alone(make_llm, recorded
         {"allowed_token_ids": [vocab_size]},
         {},
     ]
-    outputs = run(llm, [ids] * 5, settings)
+    outputs = run_together(llm, [ids] * 5, settings)
     names = ["logit_bias"] * 3 + ["allowed_token_ids"]
     for output, name, bad in zip(outputs, names, [999999, -1, vocab_size, vocab_size], strict=False):
         assert output.error.code == "invalid_token_id"
@@ -213,7 +204,7 @@ def test_greedy_rows_follow_their_rules(make_llm, recorded):
     other = next(i for i in range(9, 400) if i not in plain)
     banned, forced, only, clamped, looped = (
         output.outputs[0]
-        for output in run(
+        for output in run_together(
             llm,
             [prompt] * 5,
             [
@@ -237,14 +228,14 @@ def test_greedy_rows_follow_their_rules(make_llm, recorded):
 def test_min_tokens_holds_a_repetition_back(make_llm, recorded):
     detection = {"max_pattern_size": 1, "min_count": 2}
     settings = {"logit_bias": {9: 100}, "repetition_detection": detection, "min_tokens": 7}
-    answer = run(make_llm(), [recorded[0]["ids"]], [settings])[0].outputs[0]
+    answer = run_together(make_llm(), [recorded[0]["ids"]], [settings])[0].outputs[0]
     assert (answer.token_ids, answer.stop_reason) == ([9] * 7, "repetition")
 
 
 def test_no_ngram_comes_twice(make_llm, recorded):
     settings = {"no_repeat_ngram_size": 2, "max_tokens": 60, "logit_bias": {9: 20, 10: 19, 11: 18}}
     prompt = recorded[0]["ids"]
-    ids = [*prompt, *run(make_llm(), [prompt], [settings])[0].outputs[0].token_ids]
+    ids = [*prompt, *run_together(make_llm(), [prompt], [settings])[0].outputs[0].token_ids]
     bigrams = list(itertools.pairwise(ids))[len(prompt) - 1 :]
     assert len(set(bigrams)) == len(bigrams) == 60
     assert not set(bigrams) & set(itertools.pairwise(prompt))
@@ -253,9 +244,9 @@ def test_no_ngram_comes_twice(make_llm, recorded):
 def test_a_bad_word_is_left_out(make_llm, recorded):
     llm = make_llm()
     prompt = recorded[0]["ids"]
-    plain = run(llm, [prompt], [{}])[0].outputs[0].text
+    plain = run_together(llm, [prompt], [{}])[0].outputs[0].text
     words = [word for word in plain.split() if word.isascii() and len(word) > 1]
-    answer = run(llm, [prompt], [{"bad_words": words[:1]}])[0].outputs[0].text
+    answer = run_together(llm, [prompt], [{"bad_words": words[:1]}])[0].outputs[0].text
     assert words[0] in plain
     assert words[0] not in answer
 
@@ -282,20 +273,20 @@ def test_rows_with_rules_are_the_same_alone_and_in_any_batch(make_llm, recorded,
     def ids(outputs):
         return [[answer.token_ids for answer in output.outputs] for output in outputs]
 
-    together = run(llm, prompts, MIXED)
+    together = run_together(llm, prompts, MIXED)
     assert all(output.error is None for output in together)
-    backwards = run(llm, prompts[::-1], MIXED[::-1])[::-1]
-    alone = [run(llm, [prompt], [one])[0] for prompt, one in zip(prompts, MIXED, strict=True)]
+    backwards = run_together(llm, prompts[::-1], MIXED[::-1])[::-1]
+    alone = [run_together(llm, [prompt], [one])[0] for prompt, one in zip(prompts, MIXED, strict=True)]
     assert ids(together) == ids(backwards) == ids(alone)
     few_blocks = make_llm(threads=threads, max_num_batched_tokens=16, enable_prefix_caching=False)
-    assert ids(run(few_blocks, prompts, MIXED)) == ids(together)
+    assert ids(run_together(few_blocks, prompts, MIXED)) == ids(together)
 
 
 def test_nothing_left_to_draw_is_an_error_that_says_so(make_llm, recorded):
     llm = make_llm()
     prompt = recorded[0]["ids"]
     settings = [{"allowed_token_ids": [prompt[0]], "no_repeat_ngram_size": 1}, {}]
-    failed, fine = run(llm, [prompt] * 2, settings)
+    failed, fine = run_together(llm, [prompt] * 2, settings)
     assert failed.error.code == "no_token_allowed"
     assert failed.outputs[0].finish_reason == "error"
     assert "no_repeat_ngram_size" in failed.error.message

@@ -40,13 +40,15 @@ def test_an_unwritable_file_does_not_end_the_run(tmp_path):
         status.enter("loading")
 
 
-def test_the_end_is_said_on_a_disk_that_takes_no_more(tmp_path, monkeypatch):
+@pytest.mark.parametrize("takes_names", [True, False])
+def test_the_end_is_said_on_a_disk_that_takes_no_more(tmp_path, monkeypatch, takes_names):
     with StatusFile(tmp_path / "status.json") as status:
         status.enter("generating", lambda: SNAPSHOT)
         size = (tmp_path / "status.json").stat().st_size
 
         def fill(path, *arguments):
-            path.touch()
+            if takes_names:
+                path.touch()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(Path, "write_text", fill)

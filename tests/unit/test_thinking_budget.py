@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from request_runs import run_together
 
-from nanovllm import ConfigError, Request, RequestError, SamplingParams, plan_model
+from nanovllm import ConfigError, RequestError, SamplingParams, plan_model
 from nanovllm.engine.processors import Thinking, ThinkingBudget, TokenRules
 from nanovllm.token_rules import RuleMaker
 
@@ -33,14 +34,9 @@ def thinking_llm(make_llm, monkeypatch):
 
 
 def run(llm, prompts, settings):
-    params = [SamplingParams(**{"temperature": 0, "max_tokens": 12, "ignore_eos": True, **one}) for one in settings]
-    requests = [
-        Request({"prompt_token_ids": ids}, one, str(i))
-        for i, (ids, one) in enumerate(zip(prompts, params, strict=True))
-    ]
-    outputs = {output.request_id: output for output in llm.generate_iter(requests)}
-    assert all(output.error is None for output in outputs.values())
-    return [[answer.token_ids for answer in outputs[str(i)].outputs] for i in range(len(requests))]
+    outputs = run_together(llm, prompts, settings)
+    assert all(output.error is None for output in outputs)
+    return [[answer.token_ids for answer in output.outputs] for output in outputs]
 
 
 def complete(llm, prompt, **settings):
