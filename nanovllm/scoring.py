@@ -14,19 +14,17 @@ from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nanovllm.dispatcher import FORK_TOKENS
 from nanovllm.engine.sequence import Sequence
 from nanovllm.errors import ConfigError, RequestError
 from nanovllm.in_flight import invalid_logits
 from nanovllm.outputs import PerplexityOutput, ScoredRequest, ScoreOutput, ScoreRequest
 from nanovllm.prompts import as_prompt_list, is_id, read_prompt
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.score_tree import Branch, scoring_sequence
 from nanovllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nanovllm.llm import LLM
 
-_NO_SAMPLING = SamplingParams(temperature=0.0, max_tokens=1)
 _END = object()  # of an iterator of requests
 
 
@@ -77,9 +75,7 @@ def serve_scores(llm: LLM, requests: Iterable[ScoreRequest | None]) -> Iterator[
 
 
 class _Pairs:
-    """A request's prompt and its continuations, each pair a sequence.
-
-    Where it pays, the first pair is computed before the others, keeps its blocks, and the others fork from it.
+    """A request's prompt and its continuations, as trees of what is left to compute of each pair.
 
     Attributes:
         num_open: pairs that have not ended.
@@ -88,9 +84,9 @@ class _Pairs:
     def __init__(self, request: ScoreRequest, llm: LLM):
         self.result = ScoredRequest(request)
         self._engine = llm.engine
-        self._places: dict[Sequence, int] = {}
-        self._others: list[Sequence] = []
-        self._first: Sequence | None = None
+        self._trees: list[Branch] = []
+        self._running: dict[Sequence, Branch] = {}
+        self.num_open = 0
         context: _Context | None = None
         for i, continuation in enumerate(_checked_group("ScoreRequest.continuations", request.continuations)):
             output = ScoreOutput()
@@ -100,42 +96,57 @@ class _Pairs:
                 if request.truncate:
                     output.num_truncated = _num_excess(len(ids), len(output.token_ids), llm.max_model_len)
                 output.prompt_token_ids = ids[output.num_truncated :]
-                self._places[_sequence(llm, output.prompt_token_ids, output.token_ids)] = i
+                self._plant(i, output.prompt_token_ids, output.token_ids)
             except RequestError as error:
                 output = ScoreOutput(error=error)
             self.result.outputs.append(output)
-        self.num_open = len(self._places)
+
+    def _plant(self, i: int, context: list[int], ids: list[int]) -> None:
+        """Put a pair into the first tree that it shares enough with."""
+        self._engine.check_scored(context + ids)
+        branch = Branch(i, context + ids, len(context))
+        if not any(tree.graft(branch) for tree in self._trees):
+            self._trees.append(branch)
+        self.num_open += 1
 
     def begin(self) -> list[Sequence]:
         """Return the sequences that may run at once."""
-        seqs = list(self._places)
-        if len(seqs) < 2 or seqs[0].num_scored % self._engine.block_manager.block_size < FORK_TOKENS:
-            return seqs
-        self._first, *self._others = seqs
-        self._first.num_forks = len(self._others)
-        for seq in self._others:
-            seq.fork_of = self._first
-        return [self._first]
+        return [self._start(tree) for tree in self._trees]
+
+    def _start(self, branch: Branch, parent: Branch | None = None) -> Sequence:
+        seq = branch.start(parent)
+        self._running[seq] = branch
+        return seq
 
     def take(self, seq: Sequence) -> list[Sequence]:
         """Note what has ended, and return the sequences that may run now."""
+        branch = self._running.pop(seq)
+        if seq.finish_reason == "error":  # how far its numbers were good for others too is not worth finding out
+            self.num_open -= 1
+            self.result.outputs[branch.index] = ScoreOutput(error=invalid_logits())
+            self._trees += (alone := branch.scatter())
+            return [self._start(tree) for tree in alone]
+        children = branch.finish()
+        self._close(branch)
+        for child in children:
+            if not child.is_computed:
+                self._close(child)
+        return [self._start(child, branch) for child in children if child.is_computed]
+
+    def _close(self, branch: Branch) -> None:
         self.num_open -= 1
-        i = self._places.pop(seq)
-        if seq.finish_reason == "error":
-            self.result.outputs[i] = ScoreOutput(error=invalid_logits())
-        else:
-            output = self.result.outputs[i]
-            output.logprobs = [row.logprobs[0] for row in seq.prompt_logprobs]
-            output.is_greedy = all(row.is_best for row in seq.prompt_logprobs)
-        if seq is not self._first:
-            return []
-        others, self._others = self._others, []
-        return others
+        output = self.result.outputs[branch.index]
+        output.logprobs = [value for value, _ in branch.own_scores]
+        output.is_greedy = all(is_best for _, is_best in branch.own_scores)
 
     def end(self) -> None:
-        """Give up the blocks that are kept for the others."""
-        if self._first is not None:
-            self._engine.drop_kept(self._first)
+        """Give up the blocks that are kept for others."""
+        pending = list(self._trees)
+        while pending:
+            branch = pending.pop()
+            if branch.seq is not None:
+                self._engine.drop_kept(branch.seq)
+                pending += branch.children
 
 
 class _Text:
@@ -151,7 +162,8 @@ class _Text:
         try:
             output, ids = _read_text(request.prompt, llm, request.score_first)
             for begin, first, end in rolling_windows(len(ids), llm.max_model_len):
-                self._places[_sequence(llm, ids[begin:first], ids[first:end])] = first
+                llm.engine.check_scored(ids[begin:end])
+                self._places[scoring_sequence(ids[begin:end], first - begin - 1)] = first
         except RequestError as error:
             self._places.clear()
             output = PerplexityOutput(error=error)
@@ -268,17 +280,6 @@ def _after_prefix(ids: list[int], llm: LLM) -> tuple[list[int], list[int]]:
     if prefix is None:
         raise RequestError("empty_prompt", "the prompt has no tokens, and the model has neither BOS nor EOS for it")
     return [prefix], ids[1:] if ids[:1] == [prefix] else ids
-
-
-def _sequence(llm: LLM, context: list[int], ids: list[int]) -> Sequence:
-    """Return the sequence that scores `ids` after `context`; the last id is scored but never computed itself.
-
-    Raises:
-        RequestError: codes invalid_token_id, prompt_too_long.
-    """
-    whole = context + ids
-    llm.engine.check_scored(whole)
-    return Sequence("", whole[:-1], _NO_SAMPLING, targets=whole[1:], num_scored=len(context) - 1, samples_next=False)
 
 
 def _num_excess(num_context: int, num_scored: int, max_model_len: int) -> int:

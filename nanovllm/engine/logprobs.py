@@ -34,6 +34,11 @@ class RowLogprobs:
     is_best: bool
 
     @property
+    def best_id(self) -> int:
+        """What a greedy request takes; known where at least one of the best was kept."""
+        return self.token_ids[0 if self.is_best else 1]
+
+    @property
     def is_finite(self) -> bool:
         """Whether the row was made of numbers; a row with NaN or +inf has no probabilities."""
         return not any(math.isnan(value) for value in self.logprobs)

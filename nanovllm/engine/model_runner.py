@@ -91,10 +91,11 @@ class ModelRunner:
             chunk = batch.scored[begin : begin + LOGPROB_ROWS]
             logits = self._logits_for(len(chunk))
             self.decoder.logits(np.array([row for _, row, _ in chunk], np.int32), logits)
-            wanted = [
-                (i, seq.targets[position], seq.params.prompt_logprobs or 0, ())
-                for i, (seq, _, position) in enumerate(chunk)
-            ]
+            wanted = []
+            for i, (seq, _, position) in enumerate(chunk):
+                asked = seq.asked.get(position, ())
+                # The best one tells whether an id that is asked for is it.
+                wanted.append((i, seq.targets[position], seq.params.prompt_logprobs or int(bool(asked)), asked))
             batch.prompt_logprobs += score_rows(self.team, logits, wanted)
 
     def next_logits(self, batch: Batch) -> np.ndarray:

@@ -26,6 +26,7 @@ class Sequence:
         num_registered: full blocks that have been offered to the prefix cache.
         targets: the token that follows each prompt position, where log probabilities of them are wanted; else empty.
         num_scored: prompt positions whose target needs no (more) scoring; may start beyond 0.
+        asked: further ids that are scored beside the target, by prompt position.
         samples_next: False for a sequence that ends with its prompt: it is there for its scores.
         prompt_logprobs: of the targets scored so far. logprobs: of the completion's tokens, where wanted.
         rules: settings about single tokens, in ids; None without any.
@@ -54,6 +55,7 @@ class Sequence:
     num_preemptions: int = 0
     targets: list[int] = field(default_factory=list)
     num_scored: int = 0
+    asked: dict[int, list[int]] = field(default_factory=dict)
     samples_next: bool = True
     prompt_logprobs: list[RowLogprobs] = field(default_factory=list)
     logprobs: list[RowLogprobs] = field(default_factory=list)

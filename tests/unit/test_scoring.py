@@ -72,9 +72,45 @@ def test_what_greedy_decoding_writes_is_greedy(make_llm, models_dir):
 def test_a_prompt_is_computed_once_for_all_its_continuations(make_llm):
     llm = make_llm()
     llm.score(LONG[:65], [[i] * 3 for i in range(5, 15)], use_tqdm=False)
-    # 64 tokens are two shared blocks; beyond them, each pair has one prompt token and two of its three own.
-    assert llm.stats()["computed_tokens"] == 64 + 10 * 3
-    assert llm.stats()["cached_tokens"] == 9 * 64
+    # Each pair computes two of its three own tokens: the last is scored only.
+    assert llm.stats()["computed_tokens"] == 65 + 10 * 2
+    assert llm.stats()["cached_tokens"] == 9 * 65
+
+
+def test_choices_of_one_token_are_read_from_one_row(make_llm):
+    llm = make_llm()
+    group = [[i] for i in range(5, 15)]
+    scores = llm.score(LONG[:65], [*group, [5]], use_tqdm=False)[0]
+    assert llm.stats()["computed_tokens"] == 65
+    for score, ids in zip(scores, group, strict=False):
+        assert_score(llm, score, LONG[:65], ids)
+    assert scores[0] == scores[-1]
+    best = int(np.argmax(llm.engine.next_token_logits(LONG[:65])))
+    greedy = llm.score(LONG[:65], [[5], [best], [6]], use_tqdm=False)[0]
+    assert [score.is_greedy for score in greedy] == [False, True, False]
+
+
+def test_what_continuations_have_in_common_is_computed_once(make_llm):
+    llm = make_llm()
+    a, b, c, d, e = range(5, 10)
+    group = [[a, b, c], [a, b, d, e], [a], [a, b], [c, d, e], [c, d, a, b], [a, b, d, a], [c, d, a], [a, b, c]]
+    scores = llm.score(LONG[:40], group, use_tqdm=False)[0]
+    # The prompt, a b, d behind these, c d, a behind these.
+    assert llm.stats()["computed_tokens"] == 40 + 2 + 1 + 2 + 1
+    for score, ids in zip(scores, group, strict=True):
+        assert score.token_ids == ids
+        assert_score(llm, score, LONG[:40], ids)
+    assert not llm.engine.scheduler.kept
+    llm.engine.block_manager.check([])
+
+
+def test_a_pair_with_a_shorter_context_stands_alone(make_llm):
+    # "the" is one token over the cut in "a t" + "he", so its context is shorter than that of the pair before it.
+    llm = make_llm()
+    whole, cut = llm.score("a t", ["oo", "he"], use_tqdm=False)[0]
+    assert len(cut.prompt_token_ids) < len(whole.prompt_token_ids)
+    for score in (whole, cut):
+        assert_score(llm, score, score.prompt_token_ids, score.token_ids)
 
 
 @pytest.mark.parametrize("settings", [{"enable_prefix_caching": False}, {"max_num_batched_tokens": 7}, {"threads": 2}])
@@ -87,9 +123,8 @@ def test_scores_do_not_depend_on_cache_and_chunks(make_llm, settings):
 def test_less_than_a_block_is_shared_too(make_llm, caching):
     llm = make_llm(enable_prefix_caching=caching)
     llm.score([LONG[:25], LONG[5:50]], [[[i] * 3 for i in range(5, 9)]] * 2, use_tqdm=False)
-    # The first pair of each prompt is computed whole, the others from the prompt's last token on.
-    assert llm.stats()["computed_tokens"] == (25 + 2) + (45 + 2) + 2 * 3 * (1 + 2)
-    assert llm.stats()["cached_tokens"] == 3 * 24 + 3 * 44
+    assert llm.stats()["computed_tokens"] == (25 + 2) + (45 + 2) + 2 * 3 * 2
+    assert llm.stats()["cached_tokens"] == 3 * 25 + 3 * 45
     assert not llm.engine.scheduler.kept
     llm.engine.block_manager.check([])
 
@@ -117,10 +152,10 @@ def test_forked_pairs_have_the_bits_of_pairs_alone(make_llm, case, dtype):
         llm.engine.block_manager.check([])
 
 
-@pytest.mark.parametrize("num_steps", range(1, 6))
+@pytest.mark.parametrize("num_steps", range(1, 8))
 def test_a_failing_step_frees_everything(make_llm, monkeypatch, num_steps):
     llm = make_llm(max_num_batched_tokens=64)
-    pairs = ([LONG[:25], LONG[5:50], LONG[:25]], [[[5] * 3, [6], [7]]] * 3)
+    pairs = ([LONG[:25], LONG[5:50], LONG[:25]], [[[5] * 3, [6, 6, 5], [6, 6, 6, 6], [7, 7]]] * 3)
     expected = make_llm().score(*pairs, use_tqdm=False)
     run, steps = llm.engine.runner.run, []
 
@@ -132,7 +167,7 @@ def test_a_failing_step_frees_everything(make_llm, monkeypatch, num_steps):
 
     with monkeypatch.context() as patch:
         patch.setattr(llm.engine.runner, "run", broken)
-        if num_steps <= 4:
+        if num_steps <= 6:
             with pytest.raises(KeyboardInterrupt):
                 llm.score(*pairs, use_tqdm=False)
         else:
@@ -242,15 +277,31 @@ def test_refused_texts_fail_alone(make_llm):
 # ---- damaged models
 
 
-def test_logits_that_are_not_numbers_are_errors(make_llm, edited_model):
-    folder = edited_model(CASE)
+def spoil(folder, tensor, number):
+    """Make the float32 of a tensor that has this number NaN."""
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     size = int.from_bytes(data[:8], "little")
-    begin = json.loads(data[8 : 8 + size])["lm_head.weight"]["data_offsets"][0]
-    data[8 + size + begin : 8 + size + begin + 4] = np.float32(np.nan).tobytes()
+    begin = 8 + size + json.loads(data[8 : 8 + size])[tensor]["data_offsets"][0] + 4 * number
+    data[begin : begin + 4] = np.float32(np.nan).tobytes()
     path.write_bytes(data)
-    llm = make_llm(folder)
+    return folder
+
+
+def test_pairs_that_go_on_from_a_failed_one_are_computed_by_themselves(make_llm, edited_model):
+    folder = edited_model(CASE)
+    hidden_size = json.loads((folder / "config.json").read_text())["hidden_size"]
+    llm = make_llm(spoil(folder, "model.embed_tokens.weight", 9 * hidden_size))  # token 9 cannot be computed
+    group = [[5, 9, 6], [5, 9, 7], [5, 8, 6], [5, 8], [5, 9], [6]]
+    scores = llm.score(LONG[:40], group, use_tqdm=False)[0]
+    assert [score.error and score.error.code for score in scores] == ["invalid_logits"] * 2 + [None] * 4
+    assert scores[2:] == make_llm().score(LONG[:40], group, use_tqdm=False)[0][2:]
+    assert not llm.engine.has_unfinished and not llm.engine.scheduler.kept
+    llm.engine.block_manager.check([])
+
+
+def test_logits_that_are_not_numbers_are_errors(make_llm, edited_model):
+    llm = make_llm(spoil(edited_model(CASE), "lm_head.weight", 0))
     ((score,),) = llm.score([5, 6], [[7, 8]], use_tqdm=False)
     (perplexity,) = llm.perplexity([LONG], use_tqdm=False)
     params = SamplingParams(max_tokens=2, prompt_logprobs=1)
