@@ -181,6 +181,11 @@ static const micro_fn micros[NV_KINDS][STRIP] = {
     [NV_F32] = MICROS(f32), [NV_BF16] = MICROS(bf16), [NV_INT8] = MICROS(int8)};
 static const strip_fn strips[NV_KINDS] = {[NV_F32] = strip_f32, [NV_BF16] = strip_bf16, [NV_INT8] = strip_int8};
 #endif
+#if defined(__AVX512BF16__)
+static const int strip_is_made[NV_KINDS] = {0};
+#else
+static const int strip_is_made[NV_KINDS] = {[NV_BF16] = 1, [NV_INT8] = 1};
+#endif
 static const ptrdiff_t element_bytes[NV_KINDS] = {[NV_F32] = 4, [NV_BF16] = 2, [NV_INT8] = 1};
 
 /* int32 sums of one panel to floats, in place. */
@@ -261,8 +266,9 @@ static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
     }
 #endif
     const ptrdiff_t panel_bytes = w->k_padded * NV_PANEL * element_bytes[w->kind];
-    /* At least 8 panels, since some levels bring a strip into their own form once for each block. */
-    const ptrdiff_t block = L2_BYTES / panel_bytes > 8 ? L2_BYTES / panel_bytes : 8;
+    /* A strip that is brought into a form of its own is so once for each block. */
+    const ptrdiff_t least = strip_is_made[w->kind] ? 4 : 1;
+    const ptrdiff_t block = L2_BYTES / panel_bytes > least ? L2_BYTES / panel_bytes : least;
     const ptrdiff_t num_strips = (g->rows + STRIP - 1) / STRIP;
     float tile[STRIP * NV_PANEL] __attribute__((aligned(64)));
     for (ptrdiff_t begin = panel_begin; begin < panel_end; begin += block) {
