@@ -8,6 +8,7 @@
 
 /* Rows of one call: at most as many as fit the registers of the widest level. */
 #define DOT_ROWS 12
+#define MOST_VECTORS 8 /* a panel of 32 columns in vectors of 4 */
 #define EACH_DOT_ROWS(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12)
 
 /* out[r][c] (+)= sum over i of x[r][i] * w[i][c], for i < k and c < 2 * VL. */
@@ -25,28 +26,28 @@ typedef struct {
 #define LOW(x) ((vf)((vi)(x) << 16)) /* bfloat16 is the upper half of a float */
 #define HIGH(x) ((vf)((vi)(x) & (int32_t)0xffff0000))
 
-/* The sums in float; with is_bf16 w holds pairs and x is rounded, but float. */
-INLINE void dot_float(int rows, int is_bf16, const dot_t *d) {
+/* The sums in float of `vectors` times VL columns; with is_bf16 w holds pairs and x is rounded, but float. */
+INLINE void dot_float(int rows, int vectors, int is_bf16, const dot_t *d) {
     const float *x = d->x, *w = d->w;
-    vf acc[DOT_ROWS][2];
+    vf acc[DOT_ROWS][MOST_VECTORS], held[MOST_VECTORS];
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) {
-        acc[r][0] = d->accumulate ? v_load(d->out + r * d->out_row) : v_set(0);
-        acc[r][1] = d->accumulate ? v_load(d->out + r * d->out_row + VL) : v_set(0);
-    }
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) acc[r][v] = d->accumulate ? v_load(d->out + r * d->out_row + v * VL) : v_set(0);
     ptrdiff_t i = 0;
     for (; i + is_bf16 < d->k; i += 1 + is_bf16) {
         const ptrdiff_t at = (is_bf16 ? i / 2 : i) * d->w_step;
-        const vf w0 = v_hold(v_load(w + at)), w1 = v_hold(v_load(w + at + VL));
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) held[v] = v_hold(v_load(w + at + v * VL));
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             const vf first = v_set(x[r * d->x_row + i * d->x_step]);
-            acc[r][0] += first * (is_bf16 ? LOW(w0) : w0);
-            acc[r][1] += first * (is_bf16 ? LOW(w1) : w1);
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) acc[r][v] += first * (is_bf16 ? LOW(held[v]) : held[v]);
             if (is_bf16) {
                 const vf second = v_set(x[r * d->x_row + (i + 1) * d->x_step]);
-                acc[r][0] += second * HIGH(w0);
-                acc[r][1] += second * HIGH(w1);
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++) acc[r][v] += second * HIGH(held[v]);
             }
         }
     }
@@ -54,18 +55,17 @@ INLINE void dot_float(int rows, int is_bf16, const dot_t *d) {
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             const vf last = v_set(x[r * d->x_row + i * d->x_step]);
-            acc[r][0] += last * LOW(v_load(w + i / 2 * d->w_step));
-            acc[r][1] += last * LOW(v_load(w + i / 2 * d->w_step + VL));
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) acc[r][v] += last * LOW(v_load(w + i / 2 * d->w_step + v * VL));
         }
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) {
-        v_store(d->out + r * d->out_row, acc[r][0]);
-        v_store(d->out + r * d->out_row + VL, acc[r][1]);
-    }
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) v_store(d->out + r * d->out_row + v * VL, acc[r][v]);
 }
 
 #define DOT_F32(R) \
-    INLINE void dot_f32_##R(const dot_t *d) { dot_float(R, 0, d); }
+    INLINE void dot_f32_##R(const dot_t *d) { dot_float(R, 2, 0, d); }
 EACH_DOT_ROWS(DOT_F32)
 
 #if defined(__AVX512BF16__)
@@ -103,6 +103,6 @@ EACH_DOT_ROWS(DOT_F32)
 EACH_DOT_ROWS(DOT_BF16)
 #else
 #define DOT_BF16(R) \
-    INLINE void dot_bf16_##R(const dot_t *d) { dot_float(R, 1, d); }
+    INLINE void dot_bf16_##R(const dot_t *d) { dot_float(R, 2, 1, d); }
 EACH_DOT_ROWS(DOT_BF16)
 #endif

@@ -33,6 +33,22 @@ typedef struct {
 #define MICRO_F32(R) MICRO(f32, R)
 #define MICRO_BF16(R) MICRO(bf16, R)
 
+#if COLS < NV_PANEL
+/* Few rows wait for the weights, and those come fastest in the order in which they lie: a whole panel in one pass. */
+#define WIDE_STRIP 2
+#define WIDE_ROWS 8 /* up to so many rows of a call in all */
+#define PANEL_VECTORS (NV_PANEL / VL)
+#define EACH_WIDE_ROWS(F) F(1) F(2)
+#define WIDE(kind, is_bf16, R)                                                                            \
+    static void wide_##kind##_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                \
+        dot_float(R, PANEL_VECTORS, is_bf16, &(dot_t){.x = s.a, .x_row = s.lda, .x_step = 1, .w = panel,  \
+                                                      .w_step = NV_PANEL, .k = k, .out = tile, .out_row = NV_PANEL}); \
+    }
+#define WIDE_F32(R) WIDE(f32, 0, R)
+#define WIDE_BF16(R) WIDE(bf16, 1, R)
+EACH_WIDE_ROWS(WIDE_F32) EACH_WIDE_ROWS(WIDE_BF16)
+#endif
+
 static strip_t strip_f32(const nv_gemm *g, ptrdiff_t row, int rows) {
     (void)rows;
     return (strip_t){(const float *)g->x + row * g->ldx, g->ldx};
@@ -112,28 +128,31 @@ static inline vi even_bytes(vi x) { return (((x << 24) >> 24) & 0xffff) | (((x <
 static inline vi odd_bytes(vi x) { return (((x << 16) >> 24) & 0xffff) | ((x >> 24) << 16); }
 #define INT8_STEP(acc, x_even, x_odd, w) acc += madd(x_even, even_bytes(w)) + madd(x_odd, odd_bytes(w))
 #endif
-#define MICRO_INT8(R)                                                                                     \
-    static void micro_int8_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                   \
+#define DOT_INT8(name, R, vectors)                                                                        \
+    static void name##_##R(strip_t s, const void *panel, ptrdiff_t k, void *tile) {                       \
         const int32_t *a = s.a; /* for four bytes: the even two, then the odd two, as int16 */            \
         int32_t *out = tile;                                                                              \
-        for (int c = 0; c < NV_PANEL; c += COLS) {                                                        \
+        for (int c = 0; c < NV_PANEL; c += (vectors) * VL) {                                              \
             const float *b = (const float *)panel + c; /* one float's worth of bits is four bytes */      \
-            vi acc[R][2];                                                                                 \
-            for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = (vi){0};                                  \
+            vi acc[R][vectors] = {0};                                                                     \
             for (ptrdiff_t i = 0; i < k / 4; i++, b += NV_PANEL) {                                        \
-                vi b0 = (vi)v_load(b), b1 = (vi)v_load(b + VL);                                           \
+                vi held[vectors];                                                                         \
+                for (int v = 0; v < (vectors); v++) held[v] = (vi)v_load(b + v * VL);                     \
                 for (int r = 0; r < R; r++) {                                                             \
                     vi even = (vi){0} + a[r * s.lda + 2 * i], odd = (vi){0} + a[r * s.lda + 2 * i + 1];   \
-                    INT8_STEP(acc[r][0], even, odd, b0);                                                  \
-                    INT8_STEP(acc[r][1], even, odd, b1);                                                  \
+                    for (int v = 0; v < (vectors); v++) INT8_STEP(acc[r][v], even, odd, held[v]);         \
                 }                                                                                         \
             }                                                                                             \
-            for (int r = 0; r < R; r++) {                                                                 \
-                v_store((float *)out + r * NV_PANEL + c, (vf)acc[r][0]);                                  \
-                v_store((float *)out + r * NV_PANEL + c + VL, (vf)acc[r][1]);                             \
-            }                                                                                             \
+            for (int r = 0; r < R; r++)                                                                   \
+                for (int v = 0; v < (vectors); v++)                                                       \
+                    v_store((float *)out + r * NV_PANEL + c + v * VL, (vf)acc[r][v]);                     \
         }                                                                                                 \
     }
+#define MICRO_INT8(R) DOT_INT8(micro_int8, R, 2)
+#ifdef WIDE_STRIP
+#define WIDE_INT8(R) DOT_INT8(wide_int8, R, PANEL_VECTORS)
+EACH_WIDE_ROWS(WIDE_INT8)
+#endif
 
 static strip_t strip_int8(const nv_gemm *g, ptrdiff_t row, int rows) {
     ptrdiff_t k = g->w->k_padded;
@@ -180,6 +199,11 @@ static const strip_fn strips[NV_KINDS] = {[NV_F32] = strip_f32};
 static const micro_fn micros[NV_KINDS][STRIP] = {
     [NV_F32] = MICROS(f32), [NV_BF16] = MICROS(bf16), [NV_INT8] = MICROS(int8)};
 static const strip_fn strips[NV_KINDS] = {[NV_F32] = strip_f32, [NV_BF16] = strip_bf16, [NV_INT8] = strip_int8};
+#endif
+#ifdef WIDE_STRIP
+#define WIDES(T) {wide_##T##_1, wide_##T##_2}
+static const micro_fn wides[NV_KINDS][WIDE_STRIP] = {
+    [NV_F32] = WIDES(f32), [NV_BF16] = WIDES(bf16), [NV_INT8] = WIDES(int8)};
 #endif
 #if defined(__AVX512BF16__)
 static const int strip_is_made[NV_KINDS] = {0};
@@ -269,7 +293,15 @@ static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
     /* A strip that is brought into a form of its own is so once for each block. */
     const ptrdiff_t least = strip_is_made[w->kind] ? 4 : 1;
     const ptrdiff_t block = L2_BYTES / panel_bytes > least ? L2_BYTES / panel_bytes : least;
-    const ptrdiff_t num_strips = (g->rows + STRIP - 1) / STRIP;
+    const micro_fn *by_rows = micros[w->kind];
+    ptrdiff_t strip_rows = STRIP;
+#ifdef WIDE_STRIP
+    if (g->rows <= WIDE_ROWS) {
+        by_rows = wides[w->kind];
+        strip_rows = WIDE_STRIP;
+    }
+#endif
+    const ptrdiff_t num_strips = (g->rows + strip_rows - 1) / strip_rows;
     float tile[STRIP * NV_PANEL] __attribute__((aligned(64)));
     for (ptrdiff_t begin = panel_begin; begin < panel_end; begin += block) {
         const ptrdiff_t end = begin + block < panel_end ? begin + block : panel_end;
@@ -278,7 +310,7 @@ static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
             const ptrdiff_t row = g->rows * i / num_strips;
             const int rows = (int)(g->rows * (i + 1) / num_strips - row);
             const strip_t strip = strips[w->kind](g, row, rows);
-            const micro_fn micro = micros[w->kind][rows - 1];
+            const micro_fn micro = by_rows[rows - 1];
             for (ptrdiff_t panel = begin; panel < end; panel++) {
                 micro(strip, (const char *)w->weight + panel * panel_bytes, w->k_padded, tile);
                 finish_tile(g, row, rows, panel, tile);
