@@ -99,6 +99,7 @@ EXTENSIONS = [
     extension("sampling_filter"),
     extension("sampling"),
     extension("sampler"),
+    extension("top_rows"),
     extension("scorer"),
     extension("ceilings"),
     extension("timing"),

@@ -16,6 +16,7 @@ from nanovllm.kernels.decoder import Decoder
 from nanovllm.kernels.sampler import Sampler
 from nanovllm.kernels.sampling_step import DRY_UNLIMITED, ROW_PARAMS_DTYPE, pack_row
 from nanovllm.kernels.team import Team
+from nanovllm.kernels.top_rows import MOST, TopRows
 from nanovllm.models.spec import ModelSpec
 from nanovllm.sampling_params import SamplingParams
 
@@ -59,16 +60,21 @@ class ModelRunner:
             if not batch.samples:
                 return []
             seqs = [part.seq for part in batch.samples]
-            # Rows that only want their best id come first: their logits are never written to memory.
-            greedy, others = [], []
+            # Rows that only want their best id, or one of their largest logits, come first: their logits are never
+            # written to memory.
+            greedy, tops, others = [], [], []
             for i, seq in enumerate(seqs):
-                (greedy if self._wants_best(seq) else others).append(i)
+                chosen = others if self._wants_logits(seq) else greedy if seq.params.is_greedy else tops
+                chosen.append(i)
             best_ids = np.empty(len(greedy), np.int32)
+            top = TopRows(self.team.num_threads, np.array([seqs[i].params.top_k for i in tops], np.int32))
             logits = self._logits_for(len(others))
-            self.decoder.head(batch.sample_rows[greedy + others], best_ids, logits)
-        token_ids = [-1] * len(seqs)
-        for i, token_id in zip(greedy, best_ids.tolist(), strict=True):
-            token_ids[i] = token_id
+            self.decoder.head(batch.sample_rows[greedy + tops + others], best_ids, logits, top)
+            token_ids = [-1] * len(seqs)
+            for i, token_id in zip(greedy, best_ids.tolist(), strict=True):
+                token_ids[i] = token_id
+            if tops:
+                self._sample_top(batch, top, tops, token_ids)
         if others:
             scored = [(row, i) for row, i in enumerate(others) if seqs[i].wants_logprobs]
             # Sampling may work in place, and log probabilities are those of the model.
@@ -108,16 +114,34 @@ class ModelRunner:
             self.decoder.logits(batch.sample_rows, logits)
         return logits
 
-    def _wants_best(self, seq: Sequence) -> bool:
+    def _wants_logits(self, seq: Sequence) -> bool:
+        """Whether the next token depends on more than the largest logits as they come."""
         params = seq.params
         return (
-            params.is_greedy
-            and self.decoder.can_take_best
-            and not seq.wants_logprobs
-            and not params.changes_logits
-            and seq.num_completion >= params.min_tokens
-            and not seq.must_end_thinking
+            not self.decoder.can_take_best
+            or seq.wants_logprobs
+            or params.changes_logits
+            or seq.num_completion < params.min_tokens
+            or seq.must_end_thinking
+            or not (params.is_greedy or self._draws_from_top(params))
         )
+
+    def _draws_from_top(self, params: SamplingParams) -> bool:
+        in_range = 0 < params.top_k <= min(MOST, self.spec.vocab_size - 1)
+        return in_range and params.top_n_sigma <= 0 and params.typical_p >= 1
+
+    def _sample_top(self, batch: Batch, top: TopRows, tops: list[int], token_ids: list[int]) -> None:
+        """Draw the tokens of the parts `tops` from their largest logits; from all of them where these do not do."""
+        seqs = [part.seq for part in batch.samples]
+        drawn = self.sampler.sample_top(top, np.array([_pack(seqs[i]) for i in tops], ROW_PARAMS_DTYPE)).tolist()
+        again = [i for i, token_id in zip(tops, drawn, strict=True) if token_id < 0]
+        for i, token_id in zip(tops, drawn, strict=True):
+            token_ids[i] = token_id
+        if again:
+            logits = np.empty((len(again), self.spec.vocab_size), np.float32)
+            self.decoder.head(batch.sample_rows[again], np.empty(0, np.int32), logits)
+            for i, token_id in zip(again, self._sample(logits, [seqs[i] for i in again]), strict=True):
+                token_ids[i] = token_id
 
     def _logits_for(self, num_rows: int) -> np.ndarray:
         if self._logits.shape[0] < num_rows:
@@ -136,7 +160,7 @@ class ModelRunner:
             if seq.must_end_thinking:  # its mask leaves one id, which no other setting may take
                 params[i] = pack_row(_GREEDY)
             else:
-                params[i] = pack_row(seq.params, seq.seed, seq.sample_index, seq.num_completion, _dry_limit(seq))
+                params[i] = _pack(seq)
                 if seq.params.needs_history:
                     history += seq.token_ids
                     num_prompt[i] = seq.num_prompt
@@ -168,6 +192,10 @@ class ModelRunner:
 def _changes_logits(seq: Sequence) -> bool:
     """Whether sampling may write to the sequence's row of logits."""
     return seq.params.changes_logits or seq.rules is not None or seq.grammar is not None or seq.params.min_tokens > 0
+
+
+def _pack(seq: Sequence) -> tuple:
+    return pack_row(seq.params, seq.seed, seq.sample_index, seq.num_completion, _dry_limit(seq))
 
 
 def _dry_limit(seq: Sequence) -> int:

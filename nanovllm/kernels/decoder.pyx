@@ -23,6 +23,7 @@ from nanovllm.kernels.isa cimport (
 from nanovllm.kernels.linear cimport Linear, rows_t
 from nanovllm.kernels.step cimport NUM_PHASES, OWN_NORM_ROWS, model_t, step_t
 from nanovllm.kernels.team cimport Team, team_run
+from nanovllm.kernels.top_rows cimport TopRows
 
 from nanovllm.kernels.decoder_model import cache_block_bytes
 
@@ -244,14 +245,15 @@ cdef class Decoder:
         """out [num_rows, vocab_size] = logits of the given rows of the last step."""
         self._run_head(rows, out, None, None, None)
 
-    def head(self, const int32_t[::1] rows, int32_t[::1] best_ids, float[:, ::1] logits):
-        """Best ids of the first rows, full logits of the others, in one pass over the lm_head.
+    def head(self, const int32_t[::1] rows, int32_t[::1] best_ids, float[:, ::1] logits, TopRows top=None):
+        """Best ids of the first rows, largest logits of the next, full ones of the others, in one pass over lm_head.
 
         Args:
             rows: rows of the last step. best_ids: written for as many first rows as it has elements; -1 where a logit
-                was NaN or infinite. logits: [at least the other rows, vocab_size], written.
+                was NaN or infinite. logits: [at least the other rows, vocab_size], written. top: filled for the rows
+                between these two.
         """
-        self._run_head(rows, logits, best_ids, None, None)
+        self._run_head(rows, logits, best_ids, None, None, top)
 
     def token_logprobs(self, const int32_t[::1] rows, const int32_t[::1] targets, float[::1] out,
                        float[:, ::1] scratch):
@@ -265,17 +267,21 @@ cdef class Decoder:
             self._run_head(rows[begin:end], scratch[:end - begin], None, targets[begin:end], out[begin:end])
 
     def _run_head(self, const int32_t[::1] rows, float[:, ::1] logits, int32_t[::1] best_ids,
-                  const int32_t[::1] targets, float[::1] logprobs):
+                  const int32_t[::1] targets, float[::1] logprobs, TopRows top=None):
         cdef Py_ssize_t num_rows = rows.shape[0], greedy = 0 if best_ids is None else best_ids.shape[0], i
+        cdef Py_ssize_t num_top = 0 if top is None else top.num_rows, num_full = num_rows - greedy - num_top
         cdef head_job_t job
         if num_rows == 0:
             return
-        if num_rows > self.max_rows or greedy > num_rows or (greedy and not self.can_take_best):
-            raise ValueError(f"{num_rows} rows of logits, {greedy} of them best ids: the scratch was made for "
-                             f"{self.max_rows} rows")
-        if logits.shape[0] < num_rows - greedy or logits.shape[1] != self.vocab_size:
+        if num_rows > self.max_rows or num_full < 0 or (greedy + num_top and not self.can_take_best):
+            raise ValueError(f"{num_rows} rows of logits, {greedy} of them best ids and {num_top} the largest: the "
+                             f"scratch was made for {self.max_rows} rows")
+        if top is not None and top.num_threads != self.team.num_threads:
+            raise ValueError(f"room for the largest logits of {top.num_threads} threads, there are "
+                             f"{self.team.num_threads}")
+        if logits.shape[0] < num_full or logits.shape[1] != self.vocab_size:
             raise ValueError(f"logits has shape {logits.shape[0], logits.shape[1]}, "
-                             f"expected {num_rows - greedy, self.vocab_size}")
+                             f"expected {num_full, self.vocab_size}")
         for i in range(num_rows):
             if not 0 <= rows[i] < self.s.rows:
                 raise ValueError(f"row {rows[i]} is not one of the last step's {self.s.rows}")
@@ -286,6 +292,7 @@ cdef class Decoder:
         job.s, job.rows, job.num_rows, job.greedy_rows = &self.s, &rows[0], num_rows, greedy
         job.best = <nv_best *>&best_view[0]
         job.best_ids = &best_ids[0] if greedy else NULL
+        job.top_rows, job.top = num_top, top.tops if num_top else NULL
         job.logits = &logits[0, 0] if logits.shape[0] else NULL
         job.targets, job.logprobs = NULL, NULL
         if targets is not None:

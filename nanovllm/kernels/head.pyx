@@ -1,4 +1,4 @@
-"""The end of a step: final norm and lm_head of chosen rows, as logits, best ids or log probabilities of targets."""
+"""The end of a step: final norm and lm_head of chosen rows, as logits, the best or largest, or log probabilities."""
 
 from libc.math cimport INFINITY
 
@@ -48,7 +48,8 @@ cdef void head_member(void *arg, int tid, int n) noexcept nogil:
     if m.kind == NV_BLAS_F32:
         linear_run(m.lm_head, &rows, job.logits, vocab, NV_STORE, scratch + s.gemm_at, tid, n)
     else:
-        head_run(m.lm_head, &rows, job.logits, vocab, job.greedy_rows, best, scratch + s.gemm_at, tid, n)
+        head_run(m.lm_head, &rows, job.logits, vocab, job.greedy_rows, best, job.top_rows,
+                 job.top + tid * job.top_rows, scratch + s.gemm_at, tid, n)
     if job.greedy_rows > 0 or job.targets != NULL or s.phase_s != NULL:
         meet(s, PHASE_HEAD, tid)
     merge_best(job, job.greedy_rows * tid // n, job.greedy_rows * (tid + 1) // n, n)

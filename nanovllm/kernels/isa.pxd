@@ -20,6 +20,17 @@ cdef extern from "csrc/linear.h" nogil:
         float value
         int32_t id
 
+    enum:
+        NV_TOP_MOST
+        NV_TOP_ROOM
+
+    ctypedef struct nv_top:
+        float bound
+        int32_t k
+        int32_t count
+        int32_t *ids
+        float *logits
+
     ctypedef struct nv_linear:
         int kind
         Py_ssize_t n
@@ -42,7 +53,9 @@ cdef extern from "csrc/linear.h" nogil:
         Py_ssize_t ldy
         int mode
         Py_ssize_t greedy_rows
+        Py_ssize_t top_rows
         nv_best *best
+        nv_top *top
         void *scratch
 
     size_t nv_gemm_scratch(Py_ssize_t k_padded)

@@ -1,6 +1,6 @@
 """Linear: the one seam for the speed of matrix products."""
 
-from nanovllm.kernels.isa cimport nv_best, nv_linear
+from nanovllm.kernels.isa cimport nv_best, nv_linear, nv_top
 
 
 # Rows of activations in the form that a Linear's kind reads.
@@ -16,7 +16,8 @@ cdef void linear_run(const nv_linear *linear, const rows_t *rows, void *y, Py_ss
 
 
 cdef void head_run(const nv_linear *linear, const rows_t *rows, float *y, Py_ssize_t ldy, Py_ssize_t greedy_rows,
-                   nv_best *best, void *scratch, int tid, int num_threads) noexcept nogil
+                   nv_best *best, Py_ssize_t top_rows, nv_top *top, void *scratch, int tid,
+                   int num_threads) noexcept nogil
 
 
 cdef class Linear:

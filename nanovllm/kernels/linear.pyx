@@ -16,7 +16,7 @@ from libc.stdint cimport int8_t, int32_t, uint16_t
 from nanovllm.kernels.blas cimport sgemm_nt
 from nanovllm.kernels.isa cimport (
     NV_ADD, NV_BF16, NV_BLAS_F32, NV_F32, NV_HEAD, NV_INT8, NV_PANEL, NV_SILU_MUL, NV_STORE, kernels, nv_best, nv_gemm,
-    nv_gemm_scratch, nv_k_padded, nv_linear,
+    nv_gemm_scratch, nv_k_padded, nv_linear, nv_top,
 )
 from nanovllm.kernels.team cimport Team, team_run
 
@@ -65,16 +65,20 @@ cdef void linear_run(const nv_linear *linear, const rows_t *rows, void *y, Py_ss
         blas_run(linear, rows, <float *>y, ldy, mode == NV_ADD, tid, num_threads)
         return
     g.w, g.x, g.ldx, g.x_scale, g.rows = linear, rows.x, rows.ldx, rows.scale, rows.count
-    g.y, g.ldy, g.mode, g.scratch, g.greedy_rows, g.best = y, ldy, mode, scratch, 0, NULL
+    g.y, g.ldy, g.mode, g.scratch = y, ldy, mode, scratch
+    g.greedy_rows, g.top_rows, g.best, g.top = 0, 0, NULL, NULL
     kernels().gemm(&g, linear.panels * tid // num_threads, linear.panels * (tid + 1) // num_threads)
 
 
 cdef void head_run(const nv_linear *linear, const rows_t *rows, float *y, Py_ssize_t ldy, Py_ssize_t greedy_rows,
-                   nv_best *best, void *scratch, int tid, int num_threads) noexcept nogil:
-    """Logits of a packed lm_head: the first greedy_rows fold thread `tid`'s columns into best, the others go to y."""
+                   nv_best *best, Py_ssize_t top_rows, nv_top *top, void *scratch, int tid,
+                   int num_threads) noexcept nogil:
+    """Logits of a packed lm_head: thread `tid`'s columns of the first greedy_rows go into best, those of the next
+    top_rows into top, the others to y."""
     cdef nv_gemm g
     g.w, g.x, g.ldx, g.x_scale, g.rows = linear, rows.x, rows.ldx, rows.scale, rows.count
-    g.y, g.ldy, g.mode, g.scratch, g.greedy_rows, g.best = y, ldy, NV_HEAD, scratch, greedy_rows, best
+    g.y, g.ldy, g.mode, g.scratch = y, ldy, NV_HEAD, scratch
+    g.greedy_rows, g.top_rows, g.best, g.top = greedy_rows, top_rows, best, top
     kernels().gemm(&g, linear.panels * tid // num_threads, linear.panels * (tid + 1) // num_threads)
 
 

@@ -1,7 +1,8 @@
 """Drawing tokens, for the thread team."""
 
+from nanovllm.kernels.isa cimport nv_top
 from nanovllm.kernels.sampling_row cimport SampleScratch
-from nanovllm.kernels.sampling_step cimport SampleBatch
+from nanovllm.kernels.sampling_step cimport RowParams, SampleBatch
 
 
 cdef class SamplingScratch:
@@ -11,4 +12,9 @@ cdef class SamplingScratch:
 
 cdef void sample_rows(
     const SampleBatch* batch, Py_ssize_t row_begin, Py_ssize_t row_end, const SampleScratch* scratch,
+) noexcept nogil
+
+
+cdef int sample_top(
+    const nv_top* tops, int num_threads, Py_ssize_t stride, const RowParams* params, const SampleScratch* scratch,
 ) noexcept nogil

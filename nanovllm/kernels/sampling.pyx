@@ -27,7 +27,8 @@ import numpy as np
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from nanovllm.kernels.sampling_filter cimport Kept, filter_row
+from nanovllm.kernels.isa cimport nv_top
+from nanovllm.kernels.sampling_filter cimport Kept, filter_row, filter_top
 from nanovllm.kernels.sampling_logits cimport process_logits
 from nanovllm.kernels.sampling_row cimport SAMPLE_MIN_P_LAST, RowIds, SampleScratch
 from nanovllm.kernels.sampling_step cimport SAMPLE_OK, RowParams, SampleBatch, SampleStep, TokenBias
@@ -67,8 +68,6 @@ cdef int sample_row(
 ) noexcept nogil:
     cdef float row_max = 0
     cdef Kept kept
-    cdef Py_ssize_t choice
-    cdef double uniform
     cdef int status = process_logits(logits, vocab_size, params, ids, scratch, &row_max)
     token_id[0] = -1
     if status != SAMPLE_OK:
@@ -77,10 +76,35 @@ cdef int sample_row(
         token_id[0] = argmax(logits, row_max, scratch.group_max)
         return SAMPLE_OK
     kept = filter_row(logits, vocab_size, row_max, params, scratch)
-    uniform = sampling_uniform(params.seed, params.sample_index, params.position)
-    choice = sampling_pick(scratch.weights, kept.count, uniform * sampling_sum(scratch.weights, kept.count))
-    token_id[0] = <int>choice if kept.every_id else scratch.ids[choice]
+    token_id[0] = draw(&kept, params, scratch)
     return SAMPLE_OK
+
+
+cdef int draw(const Kept* kept, const RowParams* params, const SampleScratch* scratch) noexcept nogil:
+    cdef double uniform = sampling_uniform(params.seed, params.sample_index, params.position)
+    cdef Py_ssize_t choice = sampling_pick(
+        scratch.weights, kept.count, uniform * sampling_sum(scratch.weights, kept.count))
+    return <int>choice if kept.every_id else scratch.ids[choice]
+
+
+# Draws from the largest logits of a row, tops[0], tops[stride], .. of `num_threads` threads; -1 where one gave up.
+cdef int sample_top(
+    const nv_top* tops, int num_threads, Py_ssize_t stride, const RowParams* params, const SampleScratch* scratch,
+) noexcept nogil:
+    cdef Py_ssize_t count = 0, i
+    cdef const nv_top* top
+    cdef int tid
+    cdef Kept kept
+    for tid in range(num_threads):
+        top = tops + tid * stride
+        if top.count < 0:
+            return -1
+        for i in range(top.count):  # of different columns, so together not more than the vocabulary
+            scratch.weights[count] = top.logits[i]
+            scratch.ids[count] = top.ids[i]
+            count += 1
+    kept = filter_top(count, params, scratch)
+    return draw(&kept, params, scratch)
 
 
 cdef inline const uint32_t* row_mask(const SampleBatch* batch, const int* mask_rows, Py_ssize_t row) noexcept nogil:

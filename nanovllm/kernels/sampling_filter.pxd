@@ -13,3 +13,6 @@ cdef struct Kept:
 cdef Kept filter_row(
     const float* logits, Py_ssize_t vocab_size, float row_max, const RowParams* params, const SampleScratch* scratch,
 ) noexcept nogil
+
+
+cdef Kept filter_top(Py_ssize_t count, const RowParams* params, const SampleScratch* scratch) noexcept nogil

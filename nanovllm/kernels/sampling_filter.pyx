@@ -84,6 +84,17 @@ cdef void keep_top_p(Kept* kept, double top_p, const SampleScratch* scratch) noe
     keep_from(kept, border.key, border.count - <Py_ssize_t>removed if removed > 0 else border.count, scratch)
 
 
+# The filters that only see weights.
+cdef void filter_weights(Kept* kept, const RowParams* params, const SampleScratch* scratch) noexcept nogil:
+    cdef bint min_p_last = params.flags & SAMPLE_MIN_P_LAST
+    if params.min_p > 0 and not min_p_last:
+        keep_from(kept, <float>params.min_p, kept.count, scratch)
+    if params.top_p < 1:
+        keep_top_p(kept, params.top_p, scratch)
+    if params.min_p > 0 and min_p_last:
+        keep_from(kept, <float>params.min_p, kept.count, scratch)
+
+
 # Log of an unnormalised probability, from the logit and so without a logarithm.
 cdef inline double log_weight(
     const float* logits, float row_max, double temperature, const Kept* kept, const int* ids, Py_ssize_t i,
@@ -149,12 +160,23 @@ cdef Kept filter_row(
     else:
         source = logits
     sampling_exp_row(source, kept.count, row_max, <float>(1.0 / params.temperature), scratch.weights)
-    if params.min_p > 0 and not min_p_last:
-        keep_from(&kept, <float>params.min_p, kept.count, scratch)
-    if params.top_p < 1:
-        keep_top_p(&kept, params.top_p, scratch)
-    if params.min_p > 0 and min_p_last:
-        keep_from(&kept, <float>params.min_p, kept.count, scratch)
+    filter_weights(&kept, params, scratch)
     if params.typical_p < 1:
         keep_typical(&kept, logits, row_max, params, scratch)
+    return kept
+
+
+# The k largest of `count` logits that are in scratch.weights with their ids and hold at least all of these; the same
+# bits as filter_row makes of the whole row. Without top_n_sigma and typical_p, which see other logits too.
+cdef Kept filter_top(Py_ssize_t count, const RowParams* params, const SampleScratch* scratch) noexcept nogil:
+    cdef Kept kept
+    cdef float row_max = -INFINITY
+    cdef Py_ssize_t i
+    kept.count, kept.every_id = count, False
+    for i in range(count):
+        row_max = max(row_max, scratch.weights[i])
+    if count > params.top_k:
+        keep_from(&kept, sampling_kth_largest(scratch.weights, count, params.top_k), count, scratch)
+    sampling_exp_row(scratch.weights, kept.count, row_max, <float>(1.0 / params.temperature), scratch.weights)
+    filter_weights(&kept, params, scratch)
     return kept

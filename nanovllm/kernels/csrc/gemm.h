@@ -4,6 +4,7 @@
  * not depend on what shares the call. Rows are taken in strips of at most STRIP, and panels in blocks that stay in the
  * L2 cache while all strips pass over them.
  */
+#include "kth.h"
 #include "linear.h"
 
 #define COLS (2 * VL) /* columns whose accumulators one pass keeps in registers */
@@ -241,6 +242,31 @@ static void update_best(nv_best *best, const float *logits, ptrdiff_t column, pt
     }
 }
 
+/* Makes room: raises the bound to the k-th largest of those that are kept. */
+static void narrow_top(nv_top *top) {
+    int32_t kept = 0;
+    top->bound = sampling_kth_largest(top->logits, top->count, top->k);
+    for (int32_t i = 0; i < top->count; i++) {
+        top->ids[kept] = top->ids[i];
+        top->logits[kept] = top->logits[i];
+        kept += top->logits[i] >= top->bound;
+    }
+    top->count = kept + NV_PANEL <= NV_TOP_ROOM ? kept : -1;
+}
+
+/* Adds the columns [column, column + columns) of one row to its largest. */
+static void update_top(nv_top *top, const float *logits, ptrdiff_t column, ptrdiff_t columns) {
+    vi wanted = {0};
+    for (int c = 0; c < NV_PANEL; c += VL) wanted |= ~(v_load(logits + c) < top->bound); /* or not a number */
+    if (!v_any(wanted) || top->count < 0) return;
+    if (top->count + NV_PANEL > NV_TOP_ROOM) narrow_top(top);
+    for (ptrdiff_t c = 0; c < columns && top->count >= 0; c++) {
+        top->ids[top->count] = (int32_t)(column + c);
+        top->logits[top->count] = logits[c];
+        top->count = logits[c] <= FLT_MAX ? top->count + (logits[c] >= top->bound) : -1;
+    }
+}
+
 /* Writes one panel's tile [rows, NV_PANEL] where it belongs. */
 static void finish_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t panel, float *tile) {
     const nv_linear *w = g->w;
@@ -260,9 +286,13 @@ static void finish_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t pan
             }
     for (int r = 0; r < rows; r++) {
         const float *from = tile + r * NV_PANEL;
-        const ptrdiff_t at = (row + r - g->greedy_rows) * g->ldy + column;
+        const ptrdiff_t full = row + r - g->greedy_rows - g->top_rows, at = full * g->ldy + column;
         if (row + r < g->greedy_rows) {
             update_best(g->best + row + r, from, column, columns);
+            continue;
+        }
+        if (full < 0) {
+            update_top(g->top + row + r - g->greedy_rows, from, column, columns);
             continue;
         }
         float *to = (float *)g->y + at;

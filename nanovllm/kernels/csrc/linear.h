@@ -28,6 +28,18 @@ typedef struct {
     int32_t id;
 } nv_best;
 
+/* The largest logits of a row so far, by ascending column: at least those that are not below the k-th largest. */
+#define NV_TOP_MOST 64  /* largest k */
+#define NV_TOP_ROOM 256
+
+typedef struct {
+    float bound;         /* logits below it are not kept; -INFINITY at first */
+    int32_t k;
+    int32_t count;       /* -1: given up, for a logit that is NaN or infinite, or more ties than there is room for */
+    int32_t ids[NV_TOP_ROOM];
+    float logits[NV_TOP_ROOM];
+} nv_top;
+
 typedef struct {
     int kind;
     ptrdiff_t n;             /* output columns of y; for a gated pair those of gate alone */
@@ -51,8 +63,10 @@ typedef struct {
     void *y;                 /* float, or bfloat16 in mode NV_SILU_MUL_BF16 */
     ptrdiff_t ldy;
     int mode;
-    ptrdiff_t greedy_rows;   /* NV_HEAD: so many first rows only want their best column; y holds the others alone */
+    ptrdiff_t greedy_rows;   /* NV_HEAD: so many first rows only want their best column */
+    ptrdiff_t top_rows;      /* NV_HEAD: so many after them only want their largest; y holds the others alone */
     nv_best *best;           /* NV_HEAD: [greedy_rows], updated; ties go to the lowest column */
+    nv_top *top;             /* NV_HEAD: [top_rows], updated */
     void *scratch;           /* nv_gemm_scratch bytes, one for each thread */
 } nv_gemm;
 
