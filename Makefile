@@ -5,6 +5,7 @@
 #   make bench         measurements          make clean    remove what was made
 #   make test-debug    the unit tests with every Cython check on
 #   make check-aarch64 the C kernels cross-compiled and run under qemu-user
+#   make check-amx     the AMX level's own instructions, on any x86-64 with AVX512 BF16
 #   make sanitize      the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # PYTHON=python3.12 chooses the interpreter that .venv is made of.
 
@@ -21,7 +22,7 @@ DEV := $(VENV)/stamp-dev
 KERNEL_SOURCES := setup.py $(wildcard nanovllm/kernels/*.pyx nanovllm/kernels/*.pxd nanovllm/kernels/csrc/*)
 PYTHON_DIRS := setup.py nanovllm jobs tests benchmarks tools
 
-.PHONY: quickstart test test-debug build lint docs bench sanitize check-aarch64 clean
+.PHONY: quickstart test test-debug build lint docs bench sanitize check-aarch64 check-amx clean
 .DELETE_ON_ERROR:
 
 quickstart: $(DEMO_MODEL)/config.json $(KERNELS)
@@ -133,3 +134,14 @@ check-aarch64:
 	$(CROSS) -O3 -Wall -Wextra -Wno-psabi -fno-math-errno -ffp-contract=fast -static -I $(CSRC) -o build/check_aarch64 \
 	  tests/cross/check_kernels.c $(addprefix $(CSRC)/, level_scalar.c isa.c pack.c) -lm
 	qemu-aarch64 build/check_aarch64
+
+AVX512_BF16 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx512vnni -mavx2 -mfma -mf16c
+AMX_CC = $(CC) -O3 -Wall -Wextra -Wno-psabi -fno-math-errno -ffp-contract=fast -I $(CSRC)
+
+check-amx:
+	mkdir -p build/amx
+	$(AMX_CC) $(AVX512_BF16) -mamx-tile -mamx-bf16 -mamx-int8 -c -o build/amx/level_amx.o $(CSRC)/level_amx.c
+	$(AMX_CC) $(AVX512_BF16) -DCHECK_AMX -o build/amx/check_amx tests/cross/check_kernels.c tests/cross/amx_trap.c \
+	  $(addprefix $(CSRC)/, level_scalar.c level_avx2.c level_avx512.c level_avx512_bf16.c level_amx_emulated.c isa.c pack.c) \
+	  build/amx/level_amx.o -lm
+	build/amx/check_amx

@@ -1,5 +1,6 @@
 /* Holds every level of the C kernels against plain loops in double. For machines that the Python suite does not run on:
- * `make check-aarch64` cross-compiles it and runs it under qemu-user. Exit code 1 and a line for each failure. */
+ * `make check-aarch64` cross-compiles it and runs it under qemu-user, `make check-amx` runs the AMX level with
+ * amx_trap.c in place of the unit. Exit code 1 and a line for each failure. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -154,7 +155,12 @@ static void check_rows(const nv_kernels *k) {
 }
 
 int main(void) {
+#ifdef CHECK_AMX /* whether the CPU has it or amx_trap.c stands in for it */
+    static const nv_kernels *const amx[] = {&nv_kernels_amx, NULL};
+    const nv_kernels *const *levels = amx;
+#else
     const nv_kernels *const *levels = nv_testable_levels();
+#endif
     for (int i = 0; levels[i]; i++) {
         for (int kind = NV_F32; kind < NV_KINDS; kind++) {
             check_gemm(levels[i], kind, 37, 72, 0);
