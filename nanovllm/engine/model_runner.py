@@ -59,37 +59,27 @@ class ModelRunner:
             self._score_prompts(batch)
             if not batch.samples:
                 return []
-            seqs = [part.seq for part in batch.samples]
-            # Rows that only want their best id, or one of their largest logits, come first: their logits are never
-            # written to memory.
-            greedy, tops, others = [], [], []
-            for i, seq in enumerate(seqs):
-                chosen = others if self._wants_logits(seq) else greedy if seq.params.is_greedy else tops
-                chosen.append(i)
-            best_ids = np.empty(len(greedy), np.int32)
-            top = TopRows(self.team.num_threads, np.array([seqs[i].params.top_k for i in tops], np.int32))
-            logits = self._logits_for(len(others))
-            self.decoder.head(batch.sample_rows[greedy + tops + others], best_ids, logits, top)
-            token_ids = [-1] * len(seqs)
-            for i, token_id in zip(greedy, best_ids.tolist(), strict=True):
-                token_ids[i] = token_id
-            if tops:
-                self._sample_top(batch, top, tops, token_ids)
+            return self._next_tokens(batch)
+
+    def _next_tokens(self, batch: Batch) -> list[int]:
+        seqs = [part.seq for part in batch.samples]
+        # Rows that only want their best id, or one of their largest logits, come first: their logits are never written
+        # to memory.
+        greedy, tops, others = [], [], []
+        for i, seq in enumerate(seqs):
+            chosen = others if self._wants_logits(seq) else greedy if seq.params.is_greedy else tops
+            chosen.append(i)
+        best_ids = np.empty(len(greedy), np.int32)
+        top = TopRows(self.team.num_threads, np.array([seqs[i].params.top_k for i in tops], np.int32))
+        logits = self._logits_for(len(others))
+        self.decoder.head(batch.sample_rows[greedy + tops + others], best_ids, logits, top)
+        token_ids = [-1] * len(seqs)
+        for i, token_id in zip(greedy, best_ids.tolist(), strict=True):
+            token_ids[i] = token_id
+        if tops:
+            self._sample_top(batch, top, tops, token_ids)
         if others:
-            scored = [(row, i) for row, i in enumerate(others) if seqs[i].wants_logprobs]
-            # Sampling may work in place, and log probabilities are those of the model.
-            changed = [row for row, i in scored if _changes_logits(seqs[i])]
-            raw = logits[changed]
-            for i, token_id in zip(others, self._sample(logits, [seqs[i] for i in others]), strict=True):
-                token_ids[i] = token_id
-            logits[changed] = raw
-            scored = [(row, i) for row, i in scored if token_ids[i] >= 0]
-            wanted = [
-                (row, token_ids[i], seqs[i].params.logprobs or 0, seqs[i].params.logprob_token_ids) for row, i in scored
-            ]
-            batch.logprobs = [None] * len(seqs)
-            for (_, i), found in zip(scored, score_rows(self.team, logits, wanted), strict=True):
-                batch.logprobs[i] = found
+            self._sample_all(batch, logits, others, token_ids)
         return token_ids
 
     def _score_prompts(self, batch: Batch) -> None:
@@ -129,6 +119,24 @@ class ModelRunner:
     def _draws_from_top(self, params: SamplingParams) -> bool:
         in_range = 0 < params.top_k <= min(MOST, self.spec.vocab_size - 1)
         return in_range and params.top_n_sigma <= 0 and params.typical_p >= 1
+
+    def _sample_all(self, batch: Batch, logits: np.ndarray, others: list[int], token_ids: list[int]) -> None:
+        """Draw the tokens of the parts `others` from all their logits, and keep the log probabilities that they want."""
+        seqs = [part.seq for part in batch.samples]
+        scored = [(row, i) for row, i in enumerate(others) if seqs[i].wants_logprobs]
+        # Sampling may work in place, and log probabilities are those of the model.
+        changed = [row for row, i in scored if _changes_logits(seqs[i])]
+        raw = logits[changed]
+        for i, token_id in zip(others, self._sample(logits, [seqs[i] for i in others]), strict=True):
+            token_ids[i] = token_id
+        logits[changed] = raw
+        scored = [(row, i) for row, i in scored if token_ids[i] >= 0]
+        wanted = [
+            (row, token_ids[i], seqs[i].params.logprobs or 0, seqs[i].params.logprob_token_ids) for row, i in scored
+        ]
+        batch.logprobs = [None] * len(seqs)
+        for (_, i), found in zip(scored, score_rows(self.team, logits, wanted), strict=True):
+            batch.logprobs[i] = found
 
     def _sample_top(self, batch: Batch, top: TopRows, tops: list[int], token_ids: list[int]) -> None:
         """Draw the tokens of the parts `tops` from their largest logits; from all of them where these do not do."""

@@ -35,9 +35,11 @@ typedef struct {
 #define MICRO_BF16(R) MICRO(bf16, R)
 
 #if COLS < NV_PANEL
-/* Few rows wait for the weights, and those come fastest in the order in which they lie: a whole panel in one pass. */
+/* Weights come from memory fastest in the order in which they lie, a whole panel in one pass. So do the first rows of
+ * every call, which bring a block into the cache for the others, and all rows of a call that has no more than wait for
+ * the weights. */
 #define WIDE_STRIP 2
-#define WIDE_ROWS 8 /* up to so many rows of a call in all */
+#define WIDE_ROWS 8
 #define PANEL_VECTORS (NV_PANEL / VL)
 #define EACH_WIDE_ROWS(F) F(1) F(2)
 #define WIDE(kind, is_bf16, R)                                                                            \
@@ -311,6 +313,18 @@ static void finish_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t pan
 #include "gemm_amx.h"
 #endif
 
+/* Some rows times a block of panels. */
+static void gemm_strip(const nv_gemm *g, ptrdiff_t row, int rows, micro_fn micro, ptrdiff_t begin, ptrdiff_t end) {
+    const nv_linear *w = g->w;
+    const ptrdiff_t panel_bytes = w->k_padded * NV_PANEL * element_bytes[w->kind];
+    const strip_t strip = strips[w->kind](g, row, rows);
+    float tile[STRIP * NV_PANEL] __attribute__((aligned(64)));
+    for (ptrdiff_t panel = begin; panel < end; panel++) {
+        micro(strip, (const char *)w->weight + panel * panel_bytes, w->k_padded, tile);
+        finish_tile(g, row, rows, panel, tile);
+    }
+}
+
 static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
     const nv_linear *w = g->w;
 #ifdef NV_AMX
@@ -323,28 +337,25 @@ static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
     /* A strip that is brought into a form of its own is so once for each block. */
     const ptrdiff_t least = strip_is_made[w->kind] ? 4 : 1;
     const ptrdiff_t block = L2_BYTES / panel_bytes > least ? L2_BYTES / panel_bytes : least;
-    const micro_fn *by_rows = micros[w->kind];
-    ptrdiff_t strip_rows = STRIP;
 #ifdef WIDE_STRIP
-    if (g->rows <= WIDE_ROWS) {
-        by_rows = wides[w->kind];
-        strip_rows = WIDE_STRIP;
-    }
+    const ptrdiff_t wide_rows = g->rows <= WIDE_ROWS ? g->rows : WIDE_STRIP;
+#else
+    const ptrdiff_t wide_rows = 0;
 #endif
-    const ptrdiff_t num_strips = (g->rows + strip_rows - 1) / strip_rows;
-    float tile[STRIP * NV_PANEL] __attribute__((aligned(64)));
+    const ptrdiff_t rest = g->rows - wide_rows, num_strips = (rest + STRIP - 1) / STRIP;
     for (ptrdiff_t begin = panel_begin; begin < panel_end; begin += block) {
         const ptrdiff_t end = begin + block < panel_end ? begin + block : panel_end;
+#ifdef WIDE_STRIP
+        for (ptrdiff_t row = 0; row < wide_rows; row += WIDE_STRIP) {
+            const int rows = wide_rows - row < WIDE_STRIP ? (int)(wide_rows - row) : WIDE_STRIP;
+            gemm_strip(g, row, rows, wides[w->kind][rows - 1], begin, end);
+        }
+#endif
         for (ptrdiff_t i = 0; i < num_strips; i++) {
             /* Strips of nearly equal size: 64 rows are 5 x 11 + 9, not 5 x 12 + 4. */
-            const ptrdiff_t row = g->rows * i / num_strips;
-            const int rows = (int)(g->rows * (i + 1) / num_strips - row);
-            const strip_t strip = strips[w->kind](g, row, rows);
-            const micro_fn micro = by_rows[rows - 1];
-            for (ptrdiff_t panel = begin; panel < end; panel++) {
-                micro(strip, (const char *)w->weight + panel * panel_bytes, w->k_padded, tile);
-                finish_tile(g, row, rows, panel, tile);
-            }
+            const ptrdiff_t row = rest * i / num_strips;
+            const int rows = (int)(rest * (i + 1) / num_strips - row);
+            gemm_strip(g, wide_rows + row, rows, micros[w->kind][rows - 1], begin, end);
         }
     }
 }
