@@ -121,7 +121,7 @@ class ModelRunner:
         return in_range and params.top_n_sigma <= 0 and params.typical_p >= 1
 
     def _sample_all(self, batch: Batch, logits: np.ndarray, others: list[int], token_ids: list[int]) -> None:
-        """Draw the tokens of the parts `others` from all their logits, and keep the log probabilities that they want."""
+        """Draw the tokens of the parts `others` from all their logits; keep the log probabilities that they want."""
         seqs = [part.seq for part in batch.samples]
         scored = [(row, i) for row, i in enumerate(others) if seqs[i].wants_logprobs]
         # Sampling may work in place, and log probabilities are those of the model.
