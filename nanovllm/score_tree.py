@@ -58,8 +58,11 @@ class Branch:
         Returns:
             False where it shares too little: its first scored row is not among those that the root scores.
         """
+        last = other.num_context - 1
+        if not self.num_context <= other.num_context < len(self.ids) or self.ids[last] != other.ids[last]:
+            return False  # found out cheaply: trees may be many where contexts are truncated
         shared = _num_common(self.ids, other.ids)
-        if not self.num_context <= other.num_context <= shared:
+        if shared < other.num_context:
             return False
         parent = self
         while shared < len(other.ids) and (closer := parent._next.get((shared, other.ids[shared]))):
@@ -95,9 +98,11 @@ class Branch:
 
     def scatter(self) -> list[Branch]:
         """Return the pairs under this one as trees of their own, which share nothing."""
-        trees = []
-        for child in self.children:
-            trees += [Branch(child.index, child.ids, child.num_context), *child.scatter()]
+        trees, pending = [], list(self.children)
+        while pending:  # a tree may be deeper than Python's stack
+            branch = pending.pop()
+            trees.append(Branch(branch.index, branch.ids, branch.num_context))
+            pending += branch.children
         return trees
 
 

@@ -8,6 +8,7 @@ import pytest
 from scoring_by_hand import LONG, TOLERANCE, assert_score, by_hand
 
 from nanovllm import ConfigError, SamplingParams
+from nanovllm.score_tree import Branch
 from nanovllm.scoring import rolling_windows
 
 CASE = "llama-f32"  # BOS is 0 and never added by the tokenizer
@@ -102,6 +103,14 @@ def test_what_continuations_have_in_common_is_computed_once(make_llm):
         assert_score(llm, score, LONG[:40], ids)
     assert not llm.engine.scheduler.kept
     llm.engine.block_manager.check([])
+
+
+def test_continuations_that_begin_with_each_other(make_llm):
+    llm = make_llm(max_model_len=64)
+    group = [[5, 6] * 10] * 3 + [([5, 6] * 15)[:size] for size in range(1, 30)]
+    scores = llm.score(LONG[:10], group, use_tqdm=False)[0]
+    assert all(score.logprobs == scores[-1].logprobs[: len(ids)] for score, ids in zip(scores, group, strict=True))
+    assert llm.stats()["computed_tokens"] == 10 + 28
 
 
 def test_a_pair_with_a_shorter_context_stands_alone(make_llm):
@@ -286,6 +295,15 @@ def spoil(folder, tensor, number):
     data[begin : begin + 4] = np.float32(np.nan).tobytes()
     path.write_bytes(data)
     return folder
+
+
+def test_a_failed_tree_may_be_deeper_than_the_stack():
+    root = deepest = Branch(0, [5, 6], 1)
+    for i in range(1, 3000):
+        deepest.children.append(Branch(i, [5, 6], 1))
+        deepest = deepest.children[0]
+    alone = root.scatter()
+    assert sorted(tree.index for tree in alone) == list(range(1, 3000)) and not any(tree.children for tree in alone)
 
 
 def test_pairs_that_go_on_from_a_failed_one_are_computed_by_themselves(make_llm, edited_model):
