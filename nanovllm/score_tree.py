@@ -38,7 +38,7 @@ class Branch:
         self.children: list[Branch] = []
         self.seq: Sequence | None = None
         self.scores: list[tuple[float, bool]] = []
-        self._root = self
+        self._origin = num_context  # the root's, where scores begin; no reference to it, which would be a cycle
         self._next: dict[tuple[int, int], Branch] = {}  # children by where they part and with which id
         self._asked: dict[int, list[int]] = {}
 
@@ -50,7 +50,7 @@ class Branch:
     @property
     def own_scores(self) -> list[tuple[float, bool]]:
         """The scores of the continuation."""
-        return self.scores[self.num_context - self._root.num_context :]
+        return self.scores[self.num_context - self._origin :]
 
     def graft(self, other: Branch) -> bool:
         """Hang a pair under the one of this tree that it shares most with.
@@ -72,7 +72,7 @@ class Branch:
         if shared < len(other.ids):
             parent._next[shared, other.ids[shared]] = other
             parent._asked.setdefault(shared - 1, []).append(other.ids[shared])
-        other.num_shared, other._root = shared, self
+        other.num_shared, other._origin = shared, self.num_context
         parent.children.append(other)
         return True
 
@@ -90,7 +90,7 @@ class Branch:
         self.scores += [(row.logprobs[0], row.is_best) for row in rows]
         first = len(self.ids) - 1 - len(rows)  # the position of the first row
         for child in self.children:
-            child.scores = self.scores[: child.num_shared - self._root.num_context]
+            child.scores = self.scores[: child.num_shared - self._origin]
             if child.num_shared < len(child.ids):
                 row, token_id = rows[child.num_shared - 1 - first], child.ids[child.num_shared]
                 child.scores.append((row.logprobs[row.token_ids.index(token_id)], token_id == row.best_id))
