@@ -70,16 +70,17 @@ class ModelRunner:
             chosen = others if self._wants_logits(seq) else greedy if seq.params.is_greedy else tops
             chosen.append(i)
         best_ids = np.empty(len(greedy), np.int32)
-        top = TopRows(self.team.num_threads, np.array([seqs[i].params.top_k for i in tops], np.int32))
+        ks = np.array([seqs[i].params.top_k for i in tops], np.int32)
+        top = TopRows(self.team.num_threads, ks) if tops else None
         logits = self._logits_for(len(others))
         self.decoder.head(batch.sample_rows[greedy + tops + others], best_ids, logits, top)
         token_ids = [-1] * len(seqs)
         for i, token_id in zip(greedy, best_ids.tolist(), strict=True):
             token_ids[i] = token_id
         if tops:
-            self._sample_top(batch, top, tops, token_ids)
+            self._sample_top(batch.sample_rows, seqs, top, tops, token_ids)
         if others:
-            self._sample_all(batch, logits, others, token_ids)
+            self._sample_all(batch, seqs, logits, others, token_ids)
         return token_ids
 
     def _score_prompts(self, batch: Batch) -> None:
@@ -120,9 +121,10 @@ class ModelRunner:
         in_range = 0 < params.top_k <= min(MOST, self.spec.vocab_size - 1)
         return in_range and params.top_n_sigma <= 0 and params.typical_p >= 1
 
-    def _sample_all(self, batch: Batch, logits: np.ndarray, others: list[int], token_ids: list[int]) -> None:
-        """Draw the tokens of the parts `others` from all their logits; keep the log probabilities that they want."""
-        seqs = [part.seq for part in batch.samples]
+    def _sample_all(
+        self, batch: Batch, seqs: list[Sequence], logits: np.ndarray, others: list[int], token_ids: list[int]
+    ) -> None:
+        """Draw the tokens of `others` from all their logits; keep the log probabilities that they want in the batch."""
         scored = [(row, i) for row, i in enumerate(others) if seqs[i].wants_logprobs]
         # Sampling may work in place, and log probabilities are those of the model.
         changed = [row for row, i in scored if _changes_logits(seqs[i])]
@@ -138,16 +140,17 @@ class ModelRunner:
         for (_, i), found in zip(scored, score_rows(self.team, logits, wanted), strict=True):
             batch.logprobs[i] = found
 
-    def _sample_top(self, batch: Batch, top: TopRows, tops: list[int], token_ids: list[int]) -> None:
-        """Draw the tokens of the parts `tops` from their largest logits; from all of them where these do not do."""
-        seqs = [part.seq for part in batch.samples]
+    def _sample_top(
+        self, rows: np.ndarray, seqs: list[Sequence], top: TopRows, tops: list[int], token_ids: list[int]
+    ) -> None:
+        """Draw the tokens of `tops` from their largest logits; from all of them where these do not do."""
         drawn = self.sampler.sample_top(top, np.array([_pack(seqs[i]) for i in tops], ROW_PARAMS_DTYPE)).tolist()
         again = [i for i, token_id in zip(tops, drawn, strict=True) if token_id < 0]
         for i, token_id in zip(tops, drawn, strict=True):
             token_ids[i] = token_id
         if again:
             logits = np.empty((len(again), self.spec.vocab_size), np.float32)
-            self.decoder.head(batch.sample_rows[again], np.empty(0, np.int32), logits)
+            self.decoder.head(rows[again], np.empty(0, np.int32), logits)
             for i, token_id in zip(again, self._sample(logits, [seqs[i] for i in again]), strict=True):
                 token_ids[i] = token_id
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from tensor_bytes import overwrite
 
 from nanovllm import SamplingParams
 from nanovllm.kernels.sampler import Sampler
@@ -75,24 +76,11 @@ def test_what_needs_more_gets_all_logits(make_llm, monkeypatch, changes):
     assert counts == [1, 1, 1]
 
 
-def edit_head(folder, values):
-    """Overwrite the first rows of lm_head, in float32."""
-    path = folder / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    size = int.from_bytes(data[:8], "little")
-    begin, end = json.loads(data[8 : 8 + size])["lm_head.weight"]["data_offsets"]
-    raw = values.astype(np.float32).tobytes()
-    assert len(raw) <= end - begin
-    data[8 + size + begin : 8 + size + begin + len(raw)] = raw
-    path.write_bytes(data)
-    return folder
-
-
 def test_all_ties_with_the_last_one_may_be_drawn(make_llm, edited_model):
     # Every logit is 0: with top_k 2 all are kept, more than there is room for.
     folder = edited_model(CASE)
     config = json.loads((folder / "config.json").read_text())
-    llm = make_llm(edit_head(folder, np.zeros((config["vocab_size"], config["hidden_size"]))))
+    llm = make_llm(overwrite(folder, "lm_head.weight", np.zeros((config["vocab_size"], config["hidden_size"]))))
     params = [SamplingParams(temperature=1, top_k=2, max_tokens=4, seed=i, ignore_eos=True) for i in range(12)]
     found = tokens(llm, params)
     assert found == tokens(llm, [dataclasses.replace(one, logprobs=0) for one in params])
@@ -103,7 +91,7 @@ def test_a_few_ties_are_kept_in_the_order_of_their_ids(make_llm, edited_model):
     # Logits of 100 ids are equal, those of the others are far below or above as the hidden state wills.
     folder = edited_model(CASE)
     hidden_size = json.loads((folder / "config.json").read_text())["hidden_size"]
-    llm = make_llm(edit_head(folder, np.ones((100, hidden_size))))
+    llm = make_llm(overwrite(folder, "lm_head.weight", np.ones((100, hidden_size))))
     params = [SamplingParams(temperature=2, top_k=40, max_tokens=6, seed=i, ignore_eos=True) for i in range(12)]
     assert tokens(llm, params) == tokens(llm, [dataclasses.replace(one, logprobs=0) for one in params])
 
@@ -111,7 +99,7 @@ def test_a_few_ties_are_kept_in_the_order_of_their_ids(make_llm, edited_model):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_numbers_end_the_request(make_llm, edited_model, bad):
     folder = edited_model(CASE)
-    llm = make_llm(edit_head(folder, np.array([bad])))
+    llm = make_llm(overwrite(folder, "lm_head.weight", np.array([bad])))
     output = llm.generate([[5]], SamplingParams(temperature=1, top_k=3, max_tokens=2), use_tqdm=False)[0]
     assert output.error.code == "invalid_logits"
 

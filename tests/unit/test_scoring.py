@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from scoring_by_hand import LONG, TOLERANCE, assert_score, by_hand
+from tensor_bytes import overwrite
 
 from nanovllm import ConfigError, SamplingParams
 from nanovllm.score_tree import Branch
@@ -286,17 +287,6 @@ def test_refused_texts_fail_alone(make_llm):
 # ---- damaged models
 
 
-def spoil(folder, tensor, number):
-    """Make the float32 of a tensor that has this number NaN."""
-    path = folder / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    size = int.from_bytes(data[:8], "little")
-    begin = 8 + size + json.loads(data[8 : 8 + size])[tensor]["data_offsets"][0] + 4 * number
-    data[begin : begin + 4] = np.float32(np.nan).tobytes()
-    path.write_bytes(data)
-    return folder
-
-
 def test_a_failed_tree_may_be_deeper_than_the_stack():
     root = deepest = Branch(0, [5, 6], 1)
     for i in range(1, 3000):
@@ -309,7 +299,8 @@ def test_a_failed_tree_may_be_deeper_than_the_stack():
 def test_pairs_that_go_on_from_a_failed_one_are_computed_by_themselves(make_llm, edited_model):
     folder = edited_model(CASE)
     hidden_size = json.loads((folder / "config.json").read_text())["hidden_size"]
-    llm = make_llm(spoil(folder, "model.embed_tokens.weight", 9 * hidden_size))  # token 9 cannot be computed
+    overwrite(folder, "model.embed_tokens.weight", [np.nan], 9 * hidden_size)  # token 9 cannot be computed
+    llm = make_llm(folder)
     group = [[5, 9, 6], [5, 9, 7], [5, 8, 6], [5, 8], [5, 9], [6]]
     scores = llm.score(LONG[:40], group, use_tqdm=False)[0]
     assert [score.error and score.error.code for score in scores] == ["invalid_logits"] * 2 + [None] * 4
@@ -319,7 +310,7 @@ def test_pairs_that_go_on_from_a_failed_one_are_computed_by_themselves(make_llm,
 
 
 def test_logits_that_are_not_numbers_are_errors(make_llm, edited_model):
-    llm = make_llm(spoil(edited_model(CASE), "lm_head.weight", 0))
+    llm = make_llm(overwrite(edited_model(CASE), "lm_head.weight", [np.nan]))
     ((score,),) = llm.score([5, 6], [[7, 8]], use_tqdm=False)
     (perplexity,) = llm.perplexity([LONG], use_tqdm=False)
     params = SamplingParams(max_tokens=2, prompt_logprobs=1)
