@@ -5,7 +5,7 @@
 #   make bench         measurements          make clean    remove what was made
 #   make test-debug    the unit tests with every Cython check on
 #   make check-aarch64 the C kernels cross-compiled and run under qemu-user
-#   make check-amx     the AMX level's own instructions, on any x86-64 with AVX512 BF16
+#   make check-amx     the AMX level's own instructions, on any x86-64 with AVX2
 #   make sanitize      the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # PYTHON=python3.12 chooses the interpreter that .venv is made of.
 
@@ -135,13 +135,17 @@ check-aarch64:
 	  tests/cross/check_kernels.c $(addprefix $(CSRC)/, level_scalar.c isa.c pack.c) -lm
 	qemu-aarch64 build/check_aarch64
 
-AVX512_BF16 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx512vnni -mavx2 -mfma -mf16c
+AVX2 := -mavx2 -mfma -mf16c
+AVX512_BF16 := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx512vnni
 AMX_CC = $(CC) -O3 -Wall -Wextra -Wno-psabi -fno-math-errno -ffp-contract=fast -I $(CSRC)
+
+# Beside the tiles the level's code is compiled for the widest vectors that this machine runs.
+AMX_VECTORS = $(if $(shell grep -m1 -o avx512_bf16 /proc/cpuinfo),$(AVX512_BF16),$(AVX2))
 
 check-amx:
 	mkdir -p build/amx
-	$(AMX_CC) $(AVX512_BF16) -mamx-tile -mamx-bf16 -mamx-int8 -c -o build/amx/level_amx.o $(CSRC)/level_amx.c
-	$(AMX_CC) $(AVX512_BF16) -DCHECK_AMX -o build/amx/check_amx tests/cross/check_kernels.c tests/cross/amx_trap.c \
-	  $(addprefix $(CSRC)/, level_scalar.c level_avx2.c level_avx512.c level_avx512_bf16.c level_amx_emulated.c isa.c pack.c) \
-	  build/amx/level_amx.o -lm
+	$(AMX_CC) $(AMX_VECTORS) -mamx-tile -mamx-bf16 -mamx-int8 -c -o build/amx/level_amx.o $(CSRC)/level_amx.c
+	$(AMX_CC) $(AMX_VECTORS) -DCHECK_AMX -o build/amx/check_amx tests/cross/check_kernels.c tests/cross/amx_trap.c \
+	  $(addprefix $(CSRC)/, level_scalar.c level_avx2.c level_avx512.c level_avx512_bf16.c level_amx_emulated.c \
+	  level_amx_emulated_avx2.c isa.c pack.c) build/amx/level_amx.o -lm
 	build/amx/check_amx

@@ -50,6 +50,7 @@ if X86:
         "level_avx512_bf16.c": AVX512_BF16,
         "level_amx.c": [*AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
         "level_amx_emulated.c": AVX512_BF16,
+        "level_amx_emulated_avx2.c": AVX2,
     }
 
 

@@ -21,7 +21,7 @@ def pytest_generate_tests(metafunc):
     if "level" in metafunc.fixturenames:
         from nanovllm.kernels import isa
 
-        metafunc.parametrize("level", isa.available_levels(), indirect=True)
+        metafunc.parametrize("level", isa.testable_levels(), indirect=True)
 
 
 @pytest.fixture

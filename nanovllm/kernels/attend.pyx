@@ -1,6 +1,6 @@
 """Attention of a step: its rows in tiles, and the tiles handed out to threads.
 
-A tile is up to NV_ATTN_ROWS query rows that share one KV head; what the kernel does with it is in csrc/attention.h.
+A tile is up to `attention_rows` query rows that share one KV head; what the kernel does with it is in csrc/attention.h.
 """
 
 from libc.stdint cimport int32_t, uint16_t
@@ -56,16 +56,17 @@ cdef inline bint shares(const step_t *s, const layer_t *layer, Py_ssize_t chunk)
 
 cdef void set_tile(step_t *s, const layer_t *layer, Py_ssize_t tile, Py_ssize_t kv_head, int tid,
                    tile_t *t) noexcept nogil:
-    """A tile is up to NV_ATTN_ROWS consecutive (token, head) rows of one sequence and KV head."""
+    """A tile is up to `attention_rows` consecutive (token, head) rows of one sequence and KV head."""
     cdef Py_ssize_t group = s.m.num_heads // s.m.num_kv_heads, low = 0, high = s.num_seqs - 1, middle, begin, end, i
+    cdef Py_ssize_t most = s.m.k.attention_rows
     while low < high:  # the sequence whose tiles contain this one
         middle = (low + high + 1) // 2
         if s.task_start[middle] <= tile:
             low = middle
         else:
             high = middle - 1
-    begin = (tile - s.task_start[low]) * NV_ATTN_ROWS
-    end = min(begin + NV_ATTN_ROWS, (s.cu_seqlens_q[low + 1] - s.cu_seqlens_q[low]) * group)
+    begin = (tile - s.task_start[low]) * most
+    end = min(begin + most, (s.cu_seqlens_q[low + 1] - s.cu_seqlens_q[low]) * group)
     open_tile(s, layer, kv_head, tid, t)
     t.a.block_table = s.block_tables + low * s.block_table_stride
     for i in range(begin, end):
@@ -93,7 +94,7 @@ cdef void fold_run(step_t *s, Py_ssize_t begin, Py_ssize_t end, int piece, Py_ss
         for row in range(s.cu_seqlens_q[seq], s.cu_seqlens_q[seq + 1]):
             for head in range(kv_head * group, (kv_head + 1) * group):
                 add_row(s, t, row, head)
-                if t.a.num_rows == NV_ATTN_ROWS:
+                if t.a.num_rows == s.m.k.attention_rows:
                     s.m.k.attention_fold(&t.a, piece)
                     t.a.num_rows = 0
     if t.a.num_rows > 0:

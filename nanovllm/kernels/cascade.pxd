@@ -25,5 +25,6 @@ cdef class Cascade:
     cdef object keep
     cdef Py_ssize_t max_seqs
     cdef void find(self, Py_ssize_t num_seqs, const int32_t *cu_seqlens_q, const int32_t *positions,
-                   const int32_t *block_tables, Py_ssize_t stride, Py_ssize_t group) noexcept nogil
+                   const int32_t *block_tables, Py_ssize_t stride, Py_ssize_t group,
+                   Py_ssize_t tile_rows) noexcept nogil
     cdef void clear(self, Py_ssize_t num_seqs) noexcept nogil

@@ -12,7 +12,7 @@ import numpy as np
 from libc.stdint cimport int32_t
 from libc.string cimport memmove
 
-from nanovllm.kernels.isa cimport NV_ATTN_ROWS, NV_BLOCK, NV_PIECE
+from nanovllm.kernels.isa cimport NV_BLOCK, NV_PIECE
 
 
 cdef enum:
@@ -26,12 +26,13 @@ cdef struct tables_t:
     const int32_t *block_tables   # [num_seqs, stride]
     Py_ssize_t stride
     Py_ssize_t group              # query heads that share a KV head
+    Py_ssize_t tile_rows          # rows of a whole tile of attention
 
 
 cdef Py_ssize_t whole_pieces(const tables_t *t, Py_ssize_t seq) noexcept nogil:
     """Pieces before the sequence's rows, if these are so few that a tile has room for another sequence's; else 0."""
     cdef Py_ssize_t first = t.cu_seqlens_q[seq], rows = (t.cu_seqlens_q[seq + 1] - first) * t.group
-    return t.positions[first] // NV_PIECE if 2 * rows <= NV_ATTN_ROWS else 0
+    return t.positions[first] // NV_PIECE if 2 * rows <= t.tile_rows else 0
 
 
 cdef Py_ssize_t same_blocks(const tables_t *t, Py_ssize_t a, Py_ssize_t b, Py_ssize_t count) noexcept nogil:
@@ -113,11 +114,12 @@ cdef class Cascade:
         self.c.last_position, self.c.chunk_of, self.c.done = &view[3, 0], &view[4, 0], &view[5, 0]
 
     cdef void find(self, Py_ssize_t num_seqs, const int32_t *cu_seqlens_q, const int32_t *positions,
-                   const int32_t *block_tables, Py_ssize_t stride, Py_ssize_t group) noexcept nogil:
+                   const int32_t *block_tables, Py_ssize_t stride, Py_ssize_t group,
+                   Py_ssize_t tile_rows) noexcept nogil:
         """Look at a step. Costs a few comparisons of tables for each sequence, most of which end at the first block."""
         cdef tables_t t
         t.cu_seqlens_q, t.positions, t.block_tables = cu_seqlens_q, positions, block_tables
-        t.stride, t.group = stride, group
+        t.stride, t.group, t.tile_rows = stride, group, tile_rows
         self.clear(num_seqs)
         cut_chunks(&self.c, &t, sort_sequences(&t, num_seqs, self.c.order))
 
@@ -130,16 +132,17 @@ cdef class Cascade:
 
 
 def shared_beginnings(const int32_t[::1] cu_seqlens_q, const int32_t[::1] positions, const int32_t[:, ::1] block_tables,
-                      Py_ssize_t group):
+                      Py_ssize_t group, Py_ssize_t tile_rows):
     """(chunks as lists of sequences, the first pieces that each sequence shares): what `Decoder.forward` finds (tests).
 
     Args:
         cu_seqlens_q: [num_seqs + 1]; positions: [num_rows]; block_tables: [num_seqs, max_blocks].
-        group: query heads that share a KV head.
+        group: query heads that share a KV head; tile_rows: rows of a whole tile of attention.
     """
     cdef Py_ssize_t num_seqs = cu_seqlens_q.shape[0] - 1
     cdef Cascade cascade = Cascade(num_seqs)
-    cascade.find(num_seqs, &cu_seqlens_q[0], &positions[0], &block_tables[0, 0], block_tables.shape[1], group)
+    cascade.find(num_seqs, &cu_seqlens_q[0], &positions[0], &block_tables[0, 0], block_tables.shape[1], group,
+                 tile_rows)
     starts = [cascade.c.chunk_start[i] for i in range(cascade.c.num_chunks + 1)]
     chunks = [[cascade.c.order[i] for i in range(starts[k], starts[k + 1])] for k in range(len(starts) - 1)]
     return chunks, [cascade.c.done[i] for i in range(num_seqs)]

@@ -17,7 +17,7 @@ from nanovllm.kernels.decoder_model cimport Model
 from nanovllm.kernels.forward cimport step_member
 from nanovllm.kernels.head cimport head_job_t, head_member
 from nanovllm.kernels.isa cimport (
-    NV_ATTN_ROWS, NV_BF16, NV_BLAS_F32, NV_BLOCK, NV_F32, NV_INT8, NV_PIECE, nv_attention_part, nv_attention_scratch,
+    NV_BF16, NV_BLAS_F32, NV_BLOCK, NV_F32, NV_INT8, NV_PIECE, nv_attention_part, nv_attention_scratch,
     nv_attention_state, nv_best, nv_gemm_scratch, nv_k_padded,
 )
 from nanovllm.kernels.linear cimport Linear, rows_t
@@ -97,7 +97,7 @@ cdef class Decoder:
     def _set_scratch(self):
         cdef Py_ssize_t dim = self.m.head_dim, rows = self.max_rows, size = sizeof(float)
         cdef Py_ssize_t heads = self.m.num_heads, kv_heads = self.m.num_kv_heads
-        cdef Py_ssize_t hidden = self.m.hidden_size, inter = self.m.intermediate_size, temp
+        cdef Py_ssize_t hidden = self.m.hidden_size, inter = self.m.intermediate_size, temp, scratch
         cdef bint is_float = self.m.kind in (NV_F32, NV_BLAS_F32)
         cdef float *normed = <float *>self._buffer(rows * hidden, size) if is_float else NULL
         self.s.m = self.m
@@ -116,9 +116,10 @@ cdef class Decoder:
         if self.m.kind == NV_BLAS_F32:
             self.s.inter_in.ldx = 2 * inter
         # Each part on a cache line of its own; `temp` holds a normed row or one tile of attention output.
-        temp = (max(hidden, NV_ATTN_ROWS * dim) * size + 63) // 64 * 64
+        temp = (max(hidden, self.m.k.attention_rows * dim) * size + 63) // 64 * 64
         self.s.attention_at = temp
-        self.s.gemm_at = temp + (<Py_ssize_t>nv_attention_scratch(self.m.head_dim) * size + 63) // 64 * 64
+        scratch = <Py_ssize_t>nv_attention_scratch(self.m.k.attention_rows, self.m.head_dim) * size
+        self.s.gemm_at = temp + (scratch + 63) // 64 * 64
         widest = max(nv_k_padded(self.m.kind, width) for width in (hidden, heads * dim, inter))
         self.s.own_rows_at = self.s.gemm_at + (<Py_ssize_t>nv_gemm_scratch(widest) + 63) // 64 * 64
         self.s.own_scale_at = self.s.own_rows_at + (OWN_NORM_ROWS * self.s.hidden_in.ldx * size + 63) // 64 * 64
@@ -159,21 +160,21 @@ cdef class Decoder:
     cdef _plan_attention(self):
         """Cut the step's attention into tasks; returns memory for the parts of tiles that are cut into pieces."""
         cdef Py_ssize_t group = self.m.num_heads // self.m.num_kv_heads, threads = self.team.num_threads
-        cdef Py_ssize_t seq, tiles, tasks, last_position = 0
+        cdef Py_ssize_t seq, tiles, tasks, last_position = 0, tile_rows = self.m.k.attention_rows
         cdef const int32_t *first_row = self.s.cu_seqlens_q
         for seq in range(self.s.num_seqs):
-            tiles = ((first_row[seq + 1] - first_row[seq]) * group + NV_ATTN_ROWS - 1) // NV_ATTN_ROWS
+            tiles = ((first_row[seq + 1] - first_row[seq]) * group + tile_rows - 1) // tile_rows
             self.s.task_start[seq + 1] = self.s.task_start[seq] + tiles
             last_position = max(last_position, self.s.positions[first_row[seq + 1] - 1])
         tiles = self.s.task_start[self.s.num_seqs] * self.m.num_kv_heads
-        self.s.part_size = nv_attention_part(self.m.head_dim)
+        self.s.part_size = nv_attention_part(self.m.k.attention_rows, self.m.head_dim)
         self.s.num_pieces = last_position // NV_PIECE + 1
         self.cascade.clear(self.s.num_seqs)
         if self.s.num_pieces > 1 and tiles < 8 * threads and threads > 1:  # too few tiles to keep every thread busy
             return np.empty(tiles * self.s.num_pieces * self.s.part_size, np.float32)
         if self.s.num_pieces > 1:
             self.cascade.find(self.s.num_seqs, first_row, self.s.positions, self.s.block_tables,
-                              self.s.block_table_stride, group)
+                              self.s.block_table_stride, group, tile_rows)
             # Full tiles save about a third of the time: not worth a quarter of the threads' time without a task.
             tasks = self.cascade.c.num_chunks * self.m.num_kv_heads
             if 4 * tasks < 3 * ((tasks + threads - 1) // threads * threads):

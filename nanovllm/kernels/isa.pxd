@@ -99,8 +99,8 @@ cdef extern from "csrc/kernels.h" nogil:
     Py_ssize_t nv_v_stride(int head_dim)
     Py_ssize_t nv_k_block_bytes(int cache, int head_dim)
     Py_ssize_t nv_v_block_bytes(int cache, int head_dim)
-    size_t nv_attention_scratch(int head_dim)
-    size_t nv_attention_part(int head_dim)
+    size_t nv_attention_scratch(int rows, int head_dim)
+    size_t nv_attention_part(int rows, int head_dim)
     size_t nv_attention_state(int head_dim)
 
     ctypedef struct nv_kernels:
@@ -109,6 +109,7 @@ cdef extern from "csrc/kernels.h" nogil:
                          Py_ssize_t rows, Py_ssize_t n, float eps) noexcept nogil
         void (*rope)(float *x, const float *cosines, const float *sines, Py_ssize_t dim) noexcept nogil
         void (*silu_mul)(const float *gate, const float *up, float *out, Py_ssize_t n) noexcept nogil
+        int attention_rows
         void (*attention)(const nv_attention *task) noexcept nogil
         void (*attention_fold)(const nv_attention *task, int piece) noexcept nogil
         void (*attention_part)(const nv_attention *task, int piece, float *part) noexcept nogil

@@ -30,7 +30,7 @@ def available_levels():
 
 
 def testable_levels():
-    """The same and "amx_emulated", AMX's code with its tiles in plain C, where the machine has what else it needs."""
+    """The same and "amx_emulated", AMX's code with its tiles in plain C, which needs AVX2."""
     return names_of(nv_testable_levels())
 
 

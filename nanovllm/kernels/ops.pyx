@@ -175,7 +175,8 @@ cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_
     cdef Py_ssize_t out_offset[NV_ATTN_ROWS]
     cdef int32_t position[NV_ATTN_ROWS]
     cdef nv_attention a
-    scratch = np.empty(nv_attention_scratch(<int>dim), np.float32)
+    cdef Py_ssize_t most = kernels().attention_rows
+    scratch = np.empty(nv_attention_scratch(<int>most, <int>dim), np.float32)
     cdef float[::1] scratch_view = scratch
     a.q, a.out, a.q_offset, a.out_offset, a.position = &q[0, 0, 0], &out[0, 0, 0], q_offset, out_offset, position
     a.block_table, a.head_dim, a.v_stride, a.window = &block_table[0], <int>dim, <int>padded, window
@@ -184,8 +185,8 @@ cdef run_attention(const float[:, :, ::1] q, const char *k_cache, const char *v_
     a.next, a.asked = NULL, 0
     for kv_head in range(kv_heads):
         a.k_cache, a.v_cache = k_cache + kv_head * k_bytes, v_cache + kv_head * v_bytes
-        for index in range(0, rows * group, NV_ATTN_ROWS):
-            a.num_rows = <int>min(NV_ATTN_ROWS, rows * group - index)
+        for index in range(0, rows * group, most):
+            a.num_rows = <int>min(most, rows * group - index)
             for r in range(a.num_rows):
                 row, head = (index + r) // group, kv_head * group + (index + r) % group
                 q_offset[r] = out_offset[r] = (row * heads + head) * dim

@@ -4,7 +4,7 @@
  *
  * Linked into a program, or preloaded into one as a shared library. Of use on x86-64 Linux only.
  * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED,
- * TDPBF16PS, TDPBSSD, TILEZERO, TILERELEASE, and "Intel AMX instruction exception classes".
+ * TDPBF16PS, TDPBSSD, TDPBSUD, TILEZERO, TILERELEASE, and "Intel AMX instruction exception classes".
  */
 #define _GNU_SOURCE
 #include <math.h>
@@ -109,15 +109,18 @@ static void dot_bf16(int c, int a, int b) {
     }
 }
 
-static void dot_int8(int c, int a, int b) {
+/* Signed bytes of a times bytes of b, signed or not. */
+static void dot_bytes(int c, int a, int b, int is_signed) {
     check_product(c, a, b);
     for (int m = 0; m < unit.rows[c]; m++)
         for (int k = 0; k < unit.rows[b]; k++)
             for (int n = 0; n < unit.bytes[c] / 4; n++) {
                 uint32_t sum; /* wraps round */
                 memcpy(&sum, unit.data[c][m] + 4 * n, 4);
-                for (int i = 0; i < 4; i++)
-                    sum += (uint32_t)((int8_t)unit.data[a][m][4 * k + i] * (int8_t)unit.data[b][k][4 * n + i]);
+                for (int i = 0; i < 4; i++) {
+                    const uint8_t w = unit.data[b][k][4 * n + i];
+                    sum += (uint32_t)((int8_t)unit.data[a][m][4 * k + i] * (is_signed ? (int8_t)w : w));
+                }
                 memcpy(unit.data[c][m] + 4 * n, &sum, 4);
             }
 }
@@ -186,8 +189,8 @@ static void on_illegal(int number, siginfo_t *info, void *raw) {
         move_tile(in.reg, in.address, in.index, in.prefix == 2);
     else if (what == 0x5c4)
         dot_bf16(in.reg, in.rm, in.third);
-    else if (what == 0x5e6)
-        dot_int8(in.reg, in.rm, in.third);
+    else if (what == 0x5e6 || what == 0x5e4)
+        dot_bytes(in.reg, in.rm, in.third, what == 0x5e6);
     else
         refuse("an illegal instruction that is not one of those here");
     context->uc_mcontext.gregs[REG_RIP] += in.length;

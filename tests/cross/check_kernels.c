@@ -84,7 +84,7 @@ static void check_attention(const nv_kernels *k, int dim, int context, int windo
                       .k_cache = keys, .v_cache = values, .k_block_stride = nv_k_block_bytes(NV_CACHE_F32, dim),
                       .v_block_stride = nv_v_block_bytes(NV_CACHE_F32, dim), .block_table = table, .head_dim = dim, .v_stride = stride,
                       .window = window, .scale = 0.5f};
-    a.scratch = malloc(sizeof(float) * nv_attention_scratch(dim));
+    a.scratch = malloc(sizeof(float) * nv_attention_scratch(k->attention_rows, dim));
     k->attention(&a);
     const int first = window && context > window ? context - window : 0;
     for (int t = first; t < context; t++) {
@@ -101,39 +101,62 @@ static void check_attention(const nv_kernels *k, int dim, int context, int windo
     free(keys), free(values), free(q), free(out), free(table), free(p), free(a.scratch);
 }
 
-/* The quantized cache: as near to the exact result as 8 bits let it come. */
-static void check_attention_int8(const nv_kernels *k, int dim, int context) {
-    const int blocks = context / NV_BLOCK + 1;
-    const ptrdiff_t k_bytes = nv_k_block_bytes(NV_CACHE_INT8, dim), v_bytes = nv_v_block_bytes(NV_CACHE_INT8, dim);
+/* A cache of bfloat16 or int8 and rows that see less or more of it, each as near to the exact result as the rounding lets
+ * it come, and with the same bits alone as beside the others. Slots past the last position hold NaN. */
+static void check_attention_narrow(const nv_kernels *k, int cache, int dim, int context, int window) {
+    const int blocks = context / NV_BLOCK + 1, rows = k->attention_rows, stride = (int)nv_v_stride(dim);
+    const ptrdiff_t k_bytes = nv_k_block_bytes(cache, dim), v_bytes = nv_v_block_bytes(cache, dim);
     float *keys = malloc(sizeof(float) * (size_t)(context * dim)), *values = malloc(sizeof(float) * (size_t)(context * dim));
-    float *q = malloc(sizeof(float) * (size_t)dim), *out = malloc(sizeof(float) * (size_t)dim);
-    char *k_cache = calloc((size_t)blocks, (size_t)k_bytes), *v_cache = calloc((size_t)blocks, (size_t)v_bytes);
-    int32_t *table = malloc(sizeof(int32_t) * (size_t)blocks), position = context - 1;
+    float *q = malloc(sizeof(float) * (size_t)(rows * dim)), *out = malloc(sizeof(float) * (size_t)(rows * dim));
+    char *k_cache = malloc((size_t)(blocks * k_bytes)), *v_cache = malloc((size_t)(blocks * v_bytes));
+    int32_t *table = malloc(sizeof(int32_t) * (size_t)blocks), position[NV_ATTN_ROWS];
     uint8_t *temp = malloc((size_t)dim);
-    double *p = malloc(sizeof(double) * (size_t)context), sum = 0;
+    double *p = malloc(sizeof(double) * (size_t)context);
+    ptrdiff_t offset[NV_ATTN_ROWS];
     fill(keys, (long)context * dim);
     fill(values, (long)context * dim);
-    fill(q, dim);
+    fill(q, (long)rows * dim);
+    memset(k_cache, 0xff, (size_t)(blocks * k_bytes));
+    memset(v_cache, 0xff, (size_t)(blocks * v_bytes));
     for (int i = 0; i < blocks; i++) table[i] = blocks - 1 - i;
-    for (int t = 0; t < context; t++)
-        k->store_int8(keys + t * dim, values + t * dim, dim, k_cache + table[t / NV_BLOCK] * k_bytes,
-                      v_cache + table[t / NV_BLOCK] * v_bytes, t % NV_BLOCK, temp);
-    const ptrdiff_t zero = 0;
-    nv_attention a = {.q = q, .out = out, .q_offset = &zero, .out_offset = &zero, .position = &position, .num_rows = 1,
-                      .cache = NV_CACHE_INT8, .k_cache = k_cache, .v_cache = v_cache, .k_block_stride = k_bytes,
-                      .v_block_stride = v_bytes, .block_table = table, .head_dim = dim, .v_stride = (int)nv_v_stride(dim),
-                      .scale = 0.5f};
-    a.scratch = malloc(sizeof(float) * nv_attention_scratch(dim));
-    k->attention(&a);
     for (int t = 0; t < context; t++) {
-        double score = 0;
-        for (int d = 0; d < dim; d++) score += 0.5 * q[d] * keys[t * dim + d];
-        sum += p[t] = exp(score);
+        char *k_block = k_cache + table[t / NV_BLOCK] * k_bytes, *v_block = v_cache + table[t / NV_BLOCK] * v_bytes;
+        const int at = t % NV_BLOCK;
+        if (cache == NV_CACHE_INT8) k->store_int8(keys + t * dim, values + t * dim, dim, k_block, v_block, at, temp);
+        if (cache == NV_CACHE_BF16)
+            for (int d = 0; d < dim; d++) {
+                k->to_bf16(keys + t * dim + d, (uint16_t *)k_block + (d / 2 * NV_BLOCK + at) * 2 + d % 2, 1, 1);
+                k->to_bf16(values + t * dim + d, (uint16_t *)v_block + (at / 2 * stride + d) * 2 + at % 2, 1, 1);
+            }
     }
-    for (int d = 0; d < dim; d++) {
-        double expected = 0;
-        for (int t = 0; t < context; t++) expected += p[t] / sum * values[t * dim + d];
-        expect(k->name, "int8 attention", out[d], expected, 0.002);
+    nv_attention a = {.q = q, .out = out, .q_offset = offset, .out_offset = offset, .position = position, .num_rows = rows,
+                      .cache = cache, .k_cache = k_cache, .v_cache = v_cache, .k_block_stride = k_bytes,
+                      .v_block_stride = v_bytes, .block_table = table, .head_dim = dim, .v_stride = stride,
+                      .window = window, .scale = 0.5f};
+    a.scratch = malloc(sizeof(float) * nv_attention_scratch(rows, dim));
+    for (int r = 0; r < rows; r++) offset[r] = r * dim, position[r] = context - 1 - (rows - 1 - r) * (context - 1) / rows;
+    k->attention(&a);
+    for (int r = 0; r < rows; r++) {
+        const int last = position[r], first = window && last >= window ? last - window + 1 : 0;
+        double sum = 0;
+        for (int t = first; t <= last; t++) {
+            double score = 0;
+            for (int d = 0; d < dim; d++) score += 0.5 * q[r * dim + d] * keys[t * dim + d];
+            sum += p[t] = exp(score);
+        }
+        for (int d = 0; d < dim; d++) {
+            double expected = 0;
+            for (int t = first; t <= last; t++) expected += p[t] / sum * values[t * dim + d];
+            expect(k->name, "attention over a narrow cache", out[r * dim + d], expected, 0.02);
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        float *alone = malloc(sizeof(float) * (size_t)dim);
+        const ptrdiff_t zero = 0;
+        a.q_offset = offset + r, a.position = position + r, a.out_offset = &zero, a.out = alone, a.num_rows = 1;
+        k->attention(&a);
+        for (int d = 0; d < dim; d++) expect(k->name, "one row as in a tile", alone[d], out[r * dim + d], 0);
+        free(alone);
     }
     free(keys), free(values), free(q), free(out), free(k_cache), free(v_cache), free(table), free(temp), free(p);
     free(a.scratch);
@@ -170,8 +193,12 @@ int main(void) {
         check_attention(levels[i], 24, 33, 0);
         check_attention(levels[i], 64, 1100, 0);
         check_attention(levels[i], 64, 700, 100);
-        check_attention_int8(levels[i], 24, 33);
-        check_attention_int8(levels[i], 64, 1100);
+        for (int cache = NV_CACHE_BF16; cache < NV_CACHES; cache++) {
+            check_attention_narrow(levels[i], cache, 24, 33, 0);
+            check_attention_narrow(levels[i], cache, 64, 1100, 0);
+            check_attention_narrow(levels[i], cache, 80, 700, 100);
+            check_attention_narrow(levels[i], cache, 128, 545, 0);
+        }
         check_rows(levels[i]);
         printf("%s checked\n", levels[i]->name);
     }

@@ -1,11 +1,12 @@
 /* Tiles of AMX, or the same in plain C so that the code above them can be tested on machines without the unit.
  *
  * Eight tiles of 16 rows of 64 bytes. Numbers of tiles are constants in the instructions, hence macros.
- * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS and TDPBSSD.
+ * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS, TDPBSSD and TDPBSUD.
  */
 #ifndef NV_AMX_H
 #define NV_AMX_H
 
+#include <float.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -29,6 +30,9 @@ static inline void tile_configure(const tile_config_t *config) {
 #define tile_write(t, base, stride) _tile_stored(t, base, stride)
 #define tile_dot_bf16(c, a, b) _tile_dpbf16ps(c, a, b)
 #define tile_dot_int8(c, a, b) _tile_dpbssd(c, a, b)
+#define tile_dot_mixed(c, a, b) _tile_dpbsud(c, a, b)
+/* gcc does not know that tile_read reads memory: what was written before is so only from here on. */
+#define tile_wait() __asm__ volatile("" ::: "memory")
 #else
 static _Thread_local tile_config_t tile_now;
 static _Thread_local uint8_t tile_data[8][16][64];
@@ -48,35 +52,57 @@ static void tile_read(int t, const void *base, ptrdiff_t stride) {
 static void tile_write(int t, void *base, ptrdiff_t stride) {
     for (int r = 0; r < tile_now.rows[t]; r++) memcpy((char *)base + r * stride, tile_data[t][r], tile_now.bytes[t]);
 }
-static void tile_dot_bf16(int c, int a, int b) {
-    for (int m = 0; m < tile_now.rows[c]; m++)
-        for (int k = 0; k < tile_now.bytes[a] / 4; k++)
-            for (int n = 0; n < tile_now.bytes[c] / 4; n++) {
-                float sum;
-                memcpy(&sum, tile_data[c][m] + 4 * n, 4);
-                for (int half = 0; half < 2; half++) {
-                    uint16_t x, y;
-                    memcpy(&x, tile_data[a][m] + 4 * k + 2 * half, 2);
-                    memcpy(&y, tile_data[b][k] + 4 * n + 2 * half, 2);
-                    uint32_t wide[2] = {(uint32_t)x << 16, (uint32_t)y << 16};
-                    float factors[2];
-                    memcpy(factors, wide, 8);
-                    sum += factors[0] * factors[1];
-                }
-                memcpy(tile_data[c][m] + 4 * n, &sum, 4);
-            }
+#define tile_wait() ((void)0)
+
+/* The unit takes denormals for zero, going in and coming out. */
+static inline float tile_flushed(float x) { return __builtin_fabsf(x) < FLT_MIN ? __builtin_copysignf(0, x) : x; }
+
+static inline float tile_bf16(const uint8_t *at) {
+    uint16_t half;
+    memcpy(&half, at, 2);
+    const uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return tile_flushed(x);
 }
-static void tile_dot_int8(int c, int a, int b) {
+
+/* Two sums in each instruction, of the even and of the odd k, from zero; then both are added to what was there. */
+static void tile_dot_bf16(int c, int a, int b) {
+    const int depth = tile_now.bytes[a] / 4, columns = tile_now.bytes[c] / 4;
+    float weights[16][2][16], sums[2][16], out[16];
+    for (int k = 0; k < depth; k++)
+        for (int n = 0; n < columns; n++)
+            for (int half = 0; half < 2; half++) weights[k][half][n] = tile_bf16(tile_data[b][k] + 4 * n + 2 * half);
+    for (int m = 0; m < tile_now.rows[c]; m++) {
+        memset(sums, 0, sizeof sums);
+        for (int k = 0; k < depth; k++)
+            for (int half = 0; half < 2; half++) {
+                const float x = tile_bf16(tile_data[a][m] + 4 * k + 2 * half);
+                for (int n = 0; n < columns; n++)
+                    sums[half][n] = tile_flushed(__builtin_fmaf(x, weights[k][half][n], sums[half][n]));
+            }
+        memcpy(out, tile_data[c][m], sizeof out);
+        for (int n = 0; n < columns; n++)
+            out[n] = tile_flushed(tile_flushed(out[n]) + tile_flushed(sums[0][n] + sums[1][n]));
+        memcpy(tile_data[c][m], out, (size_t)columns * 4);
+    }
+}
+
+static inline void tile_dot_bytes(int c, int a, int b, int is_signed) {
     for (int m = 0; m < tile_now.rows[c]; m++)
         for (int k = 0; k < tile_now.bytes[a] / 4; k++)
             for (int n = 0; n < tile_now.bytes[c] / 4; n++) {
                 int32_t sum;
                 memcpy(&sum, tile_data[c][m] + 4 * n, 4);
-                for (int i = 0; i < 4; i++)
-                    sum += (int8_t)tile_data[a][m][4 * k + i] * (int8_t)tile_data[b][k][4 * n + i];
+                for (int i = 0; i < 4; i++) {
+                    const uint8_t w = tile_data[b][k][4 * n + i];
+                    sum += (int8_t)tile_data[a][m][4 * k + i] * (is_signed ? (int8_t)w : w);
+                }
                 memcpy(tile_data[c][m] + 4 * n, &sum, 4);
             }
 }
+static void tile_dot_int8(int c, int a, int b) { tile_dot_bytes(c, a, b, 1); }
+static void tile_dot_mixed(int c, int a, int b) { tile_dot_bytes(c, a, b, 0); } /* signed a, unsigned b */
 #endif
 
 #endif

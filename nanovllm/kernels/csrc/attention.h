@@ -5,11 +5,18 @@
  * does not see get weight 0 and change no bit, so a row comes out the same alone, beside others, as prefill or decode.
  */
 
-/* scores[r][0:NV_BLOCK] of one block = sum over d of q[d][r] * k[d][:]; q is [head_dim][NV_ATTN_ROWS]. */
+#define KERNEL_ROWS 8 /* rows of one call of a kernel below: 8 x 2 vectors of scores leave room in 32 registers */
+#ifdef NV_AMX
+#define ATTN_ROWS 16 /* of one A tile */
+#else
+#define ATTN_ROWS KERNEL_ROWS
+#endif
+
+/* scores[r][0:NV_BLOCK] of one block = sum over d of q[d][r] * k[d][:]; q is [head_dim][ATTN_ROWS]. */
 #define SCORES(kind, R)                                                                                       \
     static void scores_##kind##_##R(const void *q, const void *block, int head_dim, float *scores) {          \
         for (int part = 0; part < NV_BLOCK; part += 2 * VL)                                                   \
-            dot_##kind##_##R(&(dot_t){.x = q, .x_row = 1, .x_step = NV_ATTN_ROWS,                             \
+            dot_##kind##_##R(&(dot_t){.x = q, .x_row = 1, .x_step = ATTN_ROWS,                             \
                                       .w = (const float *)block + part, .w_step = NV_BLOCK, .k = head_dim,    \
                                       .out = scores + part, .out_row = NV_PIECE});                            \
     }
@@ -26,16 +33,25 @@
 #else
 #define WEIGHTS_ROW_bf16 NV_PIECE
 #endif
+#ifdef NV_AMX /* which has tiles for the others */
+#define ATTN_KERNELS(R) SCORES(f32, R) VALUES(f32, R)
+#else
 #define ATTN_KERNELS(R) SCORES(f32, R) VALUES(f32, R) SCORES(bf16, R) VALUES(bf16, R)
+#endif
 
-#define EACH_ATTN_ROWS(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8)
-EACH_ATTN_ROWS(ATTN_KERNELS)
+#define EACH_KERNEL_ROWS(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8)
+EACH_KERNEL_ROWS(ATTN_KERNELS)
 #define ATTN_TABLE(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
 
 typedef void (*scores_fn)(const void *, const void *, int, float *);
 typedef void (*values_fn)(const void *, const void *, int, int, float *);
-static const scores_fn scores_table[][NV_ATTN_ROWS] = {ATTN_TABLE(scores_f32), ATTN_TABLE(scores_bf16)};
-static const values_fn values_table[][NV_ATTN_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
+#ifdef NV_AMX
+static const scores_fn scores_table[][KERNEL_ROWS] = {ATTN_TABLE(scores_f32)};
+static const values_fn values_table[][KERNEL_ROWS] = {ATTN_TABLE(values_f32)};
+#else
+static const scores_fn scores_table[][KERNEL_ROWS] = {ATTN_TABLE(scores_f32), ATTN_TABLE(scores_bf16)};
+static const values_fn values_table[][KERNEL_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
+#endif
 
 /* Turns scores[0:n] into exp(score - max) over the visible positions [first, last] and 0 elsewhere. The lane of a
  * position depends on the position alone. Returns the sum; *max is the largest visible score. */
@@ -66,11 +82,11 @@ static inline float rounded(float x) {
     return x;
 }
 
-/* Scaled queries as the score kernels read them: [head_dim][NV_ATTN_ROWS] floats, or [head_dim / 2][NV_ATTN_ROWS] pairs. */
+/* Scaled queries as the score kernels read them: [head_dim][ATTN_ROWS] floats, or [head_dim / 2][ATTN_ROWS] pairs. */
 static void load_queries_float(const nv_attention *a, float *q) {
     for (int r = 0; r < a->num_rows; r++) {
         const float *source = a->q + a->q_offset[r];
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && !defined(NV_AMX)
         if (a->cache == NV_CACHE_BF16) {
             /* 16 values at a time: scale, round, and spread the 8 pairs over their rows of the tile. */
             for (int d = 0; d < a->head_dim; d += 16) {
@@ -79,14 +95,14 @@ static void load_queries_float(const nv_attention *a, float *q) {
                 const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, source + d), _mm512_set1_ps(a->scale));
                 uint32_t pairs[8];
                 _mm256_storeu_si256((__m256i *)pairs, (__m256i)_mm512_cvtneps_pbh(x));
-                for (int i = 0; i < left / 2; i++) memcpy(q + (d / 2 + i) * NV_ATTN_ROWS + r, pairs + i, 4);
+                for (int i = 0; i < left / 2; i++) memcpy(q + (d / 2 + i) * ATTN_ROWS + r, pairs + i, 4);
             }
             continue;
         }
 #endif
         for (int d = 0; d < a->head_dim; d++) {
             float x = source[d] * a->scale;
-            q[d * NV_ATTN_ROWS + r] = a->cache == NV_CACHE_BF16 ? rounded(x) : x;
+            q[d * ATTN_ROWS + r] = a->cache == NV_CACHE_BF16 ? rounded(x) : x;
         }
     }
 }
@@ -111,27 +127,29 @@ static const void *load_weights(const nv_attention *a, float *scores, int begin,
 
 /* A thread's scratch, cut up. */
 typedef struct {
-    float *scores;    /* [NV_ATTN_ROWS][NV_PIECE] */
-    float *q;         /* [head_dim][NV_ATTN_ROWS] */
-    float *values;    /* [NV_ATTN_ROWS][v_stride] of one piece */
-    float *states;    /* [NV_ATTN_ROWS][nv_attention_state] */
-    uint16_t *halves; /* [NV_ATTN_ROWS][NV_PIECE] */
-    float *row_scale; /* int8, [NV_ATTN_ROWS]: a query's scale, and what its keys' and values' offset adds to sums */
+    float *scores;    /* [ATTN_ROWS][NV_PIECE] */
+    float *q;         /* [head_dim][ATTN_ROWS] */
+    float *values;    /* [ATTN_ROWS][v_stride] of one piece */
+    float *states;    /* [ATTN_ROWS][nv_attention_state] */
+    uint16_t *halves; /* [ATTN_ROWS][NV_PIECE] */
+    char *block;      /* a block of bfloat16 */
+    float *row_scale; /* int8, [ATTN_ROWS]: a query's scale, and what its keys' and values' offset adds to sums */
     int32_t *row_moved;
     int32_t *weight_moved;
 } attention_scratch;
 
 static attention_scratch cut_scratch(const nv_attention *a) {
     attention_scratch s;
-    const ptrdiff_t tile = NV_ATTN_ROWS * (ptrdiff_t)a->v_stride;
+    const ptrdiff_t tile = ATTN_ROWS * (ptrdiff_t)a->v_stride;
     s.scores = a->scratch;
-    s.q = s.scores + NV_ATTN_ROWS * NV_PIECE;
+    s.q = s.scores + ATTN_ROWS * NV_PIECE;
     s.values = s.q + tile;
     s.states = s.values + tile;
-    s.halves = (uint16_t *)(s.states + NV_ATTN_ROWS * nv_attention_state(a->head_dim));
-    s.row_scale = (float *)(s.halves + NV_ATTN_ROWS * NV_PIECE);
-    s.row_moved = (int32_t *)(s.row_scale + NV_ATTN_ROWS);
-    s.weight_moved = s.row_moved + NV_ATTN_ROWS;
+    s.halves = (uint16_t *)(s.states + ATTN_ROWS * nv_attention_state(a->head_dim));
+    s.row_scale = (float *)(s.halves + ATTN_ROWS * NV_PIECE);
+    s.row_moved = (int32_t *)(s.row_scale + ATTN_ROWS);
+    s.weight_moved = s.row_moved + ATTN_ROWS;
+    s.block = (char *)(s.weight_moved + ATTN_ROWS);
     return s;
 }
 
@@ -202,37 +220,52 @@ static void softmax_rows(const attention_scratch *s, plan_t *plan, float *max, f
     }
 }
 
+#ifdef NV_AMX
+#include "attention_amx.h"
+#endif
 #include "attention_int8.h"
+
+/* Rows of the kernels' call that begins at row r. */
+static inline int kernel_rows(const nv_attention *a, int r) {
+    return a->num_rows - r < KERNEL_ROWS ? a->num_rows - r : KERNEL_ROWS;
+}
 
 static void attend_piece_float(const attention_scratch *s, plan_t *plan, float *values, float *max, float *sum) {
     const span_t *now = plan->now;
     const nv_attention *a = now->a;
-    const int rows = a->num_rows, padded = a->v_stride, begin = now->begin, blocks_end = now->blocks_end;
-    const scores_fn scores_of = scores_table[a->cache][rows - 1];
-    const values_fn values_of = values_table[a->cache][rows - 1];
+    const int padded = a->v_stride, begin = now->begin, blocks_end = now->blocks_end;
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
         ask_until(plan, ASK_KEYS, t + 2 * NV_BLOCK);
         ask_beside(plan, ASK_SCORES, NV_BLOCK);
-        scores_of(s->q, keys_at(now, t), a->head_dim, s->scores + t);
+        for (int r = 0; r < a->num_rows; r += KERNEL_ROWS)
+            scores_table[a->cache][kernel_rows(a, r) - 1](s->q + r, keys_at(now, t), a->head_dim,
+                                                          s->scores + r * NV_PIECE + t);
     }
     softmax_rows(s, plan, max, sum);
     const void *weights = load_weights(a, s->scores, begin, blocks_end, s->halves);
     const ptrdiff_t weight_bytes = weights == s->scores ? 4 : 2;
-    memset(values, 0, sizeof(float) * (size_t)(rows * padded));
+    memset(values, 0, sizeof(float) * (size_t)(a->num_rows * padded));
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
         const char *v = values_at(now, t);
         /* Slots past `highest` hold whatever an earlier sequence left; they are not read, 0 * NaN being NaN. */
         const int count = now->end - t < NV_BLOCK ? now->end - t : NV_BLOCK;
         ask_until(plan, ASK_VALUES, t + 2 * NV_BLOCK);
         ask_beside(plan, ASK_SUMS, NV_BLOCK);
-        for (int d = 0; d < padded; d += 2 * VL)
-            values_of((const char *)weights + t * weight_bytes, v + d * 4, padded, count, values + d);
+        for (int r = 0; r < a->num_rows; r += KERNEL_ROWS)
+            for (int d = 0; d < padded; d += 2 * VL)
+                values_table[a->cache][kernel_rows(a, r) - 1](
+                    (const char *)weights + (r * NV_PIECE + t) * weight_bytes, v + d * 4, padded, count,
+                    values + r * padded + d);
     }
 }
 
 static void load_queries(const nv_attention *a, const attention_scratch *s) {
     if (a->cache == NV_CACHE_INT8)
         load_queries_int8(a, s);
+#ifdef NV_AMX
+    else if (a->cache == NV_CACHE_BF16)
+        load_queries_amx(a, s);
+#endif
     else
         load_queries_float(a, s->q);
 }
@@ -242,6 +275,10 @@ static void load_queries(const nv_attention *a, const attention_scratch *s) {
 static void attend_piece(const attention_scratch *s, plan_t *plan, float *values, float *max, float *sum) {
     if (plan->now->a->cache == NV_CACHE_INT8)
         attend_piece_int8(s, plan, values, max, sum);
+#ifdef NV_AMX
+    else if (plan->now->a->cache == NV_CACHE_BF16)
+        attend_piece_amx(s, plan, values, max, sum);
+#endif
     else
         attend_piece_float(s, plan, values, max, sum);
 }
@@ -295,7 +332,7 @@ static void own_states(const nv_attention *a, const attention_scratch *s, float 
 }
 
 static void fold_piece(const attention_scratch *s, plan_t *plan, float *const *states) {
-    float max[NV_ATTN_ROWS], sum[NV_ATTN_ROWS];
+    float max[ATTN_ROWS], sum[ATTN_ROWS];
     attend_piece(s, plan, s->values, max, sum);
     fold_rows(plan->now->a, max, sum, s->values, states);
 }
@@ -308,7 +345,7 @@ static void pieces_of(const nv_attention *a, int *begin, int *end) {
 
 static void attention(const nv_attention *a) {
     const attention_scratch s = cut_scratch(a);
-    float *own[NV_ATTN_ROWS];
+    float *own[ATTN_ROWS];
     float *const *states = a->state;
     int begin, end, next_begin, next_end, keys = a->asked;
     pieces_of(a, &begin, &end);
@@ -353,19 +390,19 @@ static void attention_part(const nv_attention *a, int piece, float *part) {
     const span_t now = span_of(a, piece);
     plan_t plan = plan_of(&now, NULL, 0);
     load_queries(a, &s);
-    attend_piece(&s, &plan, part + 2 * NV_ATTN_ROWS, part, part + NV_ATTN_ROWS);
+    attend_piece(&s, &plan, part + 2 * ATTN_ROWS, part, part + ATTN_ROWS);
 }
 
 static void attention_merge(const nv_attention *a, const float *parts) {
     const attention_scratch s = cut_scratch(a);
-    const size_t size = nv_attention_part(a->head_dim);
-    float *states[NV_ATTN_ROWS];
+    const size_t size = nv_attention_part(ATTN_ROWS, a->head_dim);
+    float *states[ATTN_ROWS];
     int begin, end;
     own_states(a, &s, states);
     piece_range(a, &begin, &end);
     for (int piece = begin; piece < end; piece++) {
         const float *part = parts + (size_t)piece * size;
-        fold_rows(a, part, part + NV_ATTN_ROWS, part + 2 * NV_ATTN_ROWS, states);
+        fold_rows(a, part, part + ATTN_ROWS, part + 2 * ATTN_ROWS, states);
     }
     write_out(a, states);
 }

@@ -12,26 +12,29 @@
  * sum of 512 products of 14 and 8 bits just fits int32. Two halves of 7 bits are signed bytes to vpdpbusd. */
 #define WEIGHT_MAX 16383
 
-/* acc + four products a lane, of w's unsigned bytes with four numbers that X_WORDS words hold. */
-#if defined(__AVX512VNNI__)
-#define X_WORDS 1 /* signed bytes */
+#if defined(__AVX512VNNI__) || defined(NV_AMX)
+#define X_WORDS 1 /* of four numbers: signed bytes */
 #define X_PARTS 2 /* of a weight: the upper and the lower 7 bits */
-static inline vi dot_bytes(vi acc, vi w, const int32_t *x) {
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x[0]));
-}
 #else
 #define X_WORDS 2 /* int16: the first and the third, the second and the fourth */
 #define X_PARTS 1
-static inline vi dot_bytes(vi acc, vi w, const int32_t *x) {
-    const vi even = (vi){0} + x[0], odd = (vi){0} + x[1];
-    return acc + madd(even, w & 0x00ff00ff) + madd(odd, (w >> 8) & 0x00ff00ff);
-}
 #endif
 #define X_PIECE (NV_PIECE / 4 * X_WORDS) /* words of one row's weights of a piece, one part of them */
 
 /* Scales of the keys of a block [NV_BLOCK], then those of its values: the weights want them before the values come. */
 static inline float *block_scales(const char *k_block, int head_dim) {
     return (float *)(k_block + (ptrdiff_t)(head_dim + 3) / 4 * 4 * NV_BLOCK);
+}
+
+#ifndef NV_AMX /* whose tiles multiply both */
+/* acc + four products a lane, of w's unsigned bytes with four numbers that X_WORDS words hold. */
+static inline vi dot_bytes(vi acc, vi w, const int32_t *x) {
+#if X_WORDS == 1
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x[0]));
+#else
+    const vi even = (vi){0} + x[0], odd = (vi){0} + x[1];
+    return acc + madd(even, w & 0x00ff00ff) + madd(odd, (w >> 8) & 0x00ff00ff);
+#endif
 }
 
 #define INT8_CLEAR(r) vi p##r = {0}, q##r = {0};
@@ -49,7 +52,7 @@ static inline float *block_scales(const char *k_block, int head_dim) {
 /* Two vectors of a block. */
 #define INT8_LOAD const vi w0 = (vi)v_load((const float *)w), w1 = (vi)v_load((const float *)w + VL);
 
-/* scores[r][0:NV_BLOCK] of one block; q is [steps][NV_ATTN_ROWS][X_WORDS]. */
+/* scores[r][0:NV_BLOCK] of one block; q is [steps][ATTN_ROWS][X_WORDS]. */
 #define SCORES_INT8(R)                                                                                           \
     static void scores_int8_##R(const int32_t *q, const int32_t *moved, const float *scale, const char *block,   \
                                 int steps, float *scores) {                                                      \
@@ -60,7 +63,7 @@ static inline float *block_scales(const char *k_block, int head_dim) {
             const int32_t *x = q;                                                                                \
             const vf scale0 = v_load(k_scale + part), scale1 = v_load(k_scale + part + VL);                      \
             ROWS_##R(INT8_CLEAR)                                                                                 \
-            for (int i = 0; i < steps; i++, x += NV_ATTN_ROWS * X_WORDS, w += 4 * NV_BLOCK) {                    \
+            for (int i = 0; i < steps; i++, x += ATTN_ROWS * X_WORDS, w += 4 * NV_BLOCK) {                    \
                 INT8_LOAD                                                                                        \
                 ROWS_##R(INT8_DOT)                                                                               \
             }                                                                                                    \
@@ -75,7 +78,7 @@ static inline float *block_scales(const char *k_block, int head_dim) {
         ROWS_##R(INT8_CLEAR)                                                                                     \
         for (int part = 0; part < X_PARTS; part++) {                                                             \
             const char *w = block;                                                                               \
-            const int32_t *x = weights + part * NV_ATTN_ROWS * X_PIECE;                                          \
+            const int32_t *x = weights + part * ATTN_ROWS * X_PIECE;                                          \
             ROWS_##R(INT8_UP)                                                                                    \
             for (int i = 0; i < steps; i++, x += X_WORDS, w += 4 * stride) {                                     \
                 INT8_LOAD                                                                                        \
@@ -84,13 +87,14 @@ static inline float *block_scales(const char *k_block, int head_dim) {
         }                                                                                                        \
         ROWS_##R(INT8_ADD)                                                                                       \
     }
-EACH_ATTN_ROWS(SCORES_INT8)
-EACH_ATTN_ROWS(VALUES_INT8)
+EACH_KERNEL_ROWS(SCORES_INT8)
+EACH_KERNEL_ROWS(VALUES_INT8)
 
 typedef void (*scores_int8_fn)(const int32_t *, const int32_t *, const float *, const char *, int, float *);
 typedef void (*values_int8_fn)(const int32_t *, const char *, int, int, float *);
-static const scores_int8_fn scores_int8_table[NV_ATTN_ROWS] = ATTN_TABLE(scores_int8);
-static const values_int8_fn values_int8_table[NV_ATTN_ROWS] = ATTN_TABLE(values_int8);
+static const scores_int8_fn scores_int8_table[KERNEL_ROWS] = ATTN_TABLE(scores_int8);
+static const values_int8_fn values_int8_table[KERNEL_ROWS] = ATTN_TABLE(values_int8);
+#endif
 
 /* One position's keys and values of one KV head into its slot. `temp` has room for head_dim bytes. */
 static void store_int8(const float *k, const float *v, int head_dim, char *k_block, char *v_block, int offset,
@@ -104,20 +108,29 @@ static void store_int8(const float *k, const float *v, int head_dim, char *k_blo
     for (ptrdiff_t d = 0; d < head_dim; d++) v_block[(offset / 4 * stride + d) * 4 + offset % 4] = (char)temp[d];
 }
 
-/* Four numbers of an operand that fit signed bytes. */
-static inline void put_words(const int8_t *from, int32_t *to) {
-#if X_WORDS == 1
-    memcpy(to, from, 4);
+/* Row r of the queries as the score kernels read them, [steps][ATTN_ROWS][X_WORDS], or as rows of whole A tiles; bytes
+ * past the `words` times 4 that hold the row are 0 there. */
+static inline void put_query(const int8_t *bytes, int words, int r, int32_t *q) {
+#ifdef NV_AMX
+    const ptrdiff_t row = query_bytes(words) / 4;
+    memcpy(q + r * row, bytes, (size_t)words * 4);
+    memset(q + r * row + words, 0, (size_t)(row - words) * 4);
 #else
-    const int16_t pairs[4] = {from[0], from[2], from[1], from[3]};
-    memcpy(to, pairs, 8);
+    for (int i = 0; i < words; i++, bytes += 4) {
+        int32_t *to = q + (i * ATTN_ROWS + r) * X_WORDS;
+#if X_WORDS == 1
+        memcpy(to, bytes, 4);
+#else
+        const int16_t pairs[4] = {bytes[0], bytes[2], bytes[1], bytes[3]};
+        memcpy(to, pairs, 8);
+#endif
+    }
 #endif
 }
 
-/* Queries as the score kernels read them, [steps][NV_ATTN_ROWS][X_WORDS]; numbers past head_dim are 0. */
+/* Queries as the score kernels read them; numbers past head_dim are 0. */
 static void load_queries_int8(const nv_attention *a, const attention_scratch *s) {
     int8_t *bytes = (int8_t *)s->halves; /* not in use yet */
-    int32_t *q = (int32_t *)s->q;
     for (int r = 0; r < a->num_rows; r++) {
         const float max = quantize(a->q + a->q_offset[r], (uint8_t *)bytes, a->head_dim, 0);
         int32_t sum = 0;
@@ -125,16 +138,20 @@ static void load_queries_int8(const nv_attention *a, const attention_scratch *s)
         for (int d = a->head_dim; d % 4 != 0; d++) bytes[d] = 0;
         for (int d = 0; d < a->head_dim; d++) sum += bytes[d];
         s->row_moved[r] = sum * NV_INT8_OFFSET;
-        for (int d = 0; d < a->head_dim; d += 4) put_words(bytes + d, q + (d / 4 * NV_ATTN_ROWS + r) * X_WORDS);
+        put_query(bytes, (a->head_dim + 3) / 4, r, (int32_t *)s->q);
     }
 }
 
 /* VL whole weights of row r from position t of the piece on, to where the value kernels read them. */
 static inline void put_weights(vi weights, int r, int t, int32_t *words) {
 #if X_PARTS == 2
-    int8_t *upper = (int8_t *)(words + r * X_PIECE) + t, *lower = upper + NV_ATTN_ROWS * NV_PIECE;
+    int8_t *upper = (int8_t *)(words + r * X_PIECE) + t, *lower = upper + ATTN_ROWS * NV_PIECE;
+#if VL == 16
     _mm_storeu_si128((__m128i *)upper, _mm512_cvtepi32_epi8((__m512i)(weights >> 7)));
     _mm_storeu_si128((__m128i *)lower, _mm512_cvtepi32_epi8((__m512i)(weights & 127)));
+#else
+    for (int i = 0; i < VL; i++) upper[i] = (int8_t)(weights[i] >> 7), lower[i] = (int8_t)(weights[i] & 127);
+#endif
 #else
     int16_t *to = (int16_t *)(words + r * X_PIECE) + t;
     for (int i = 0; i < VL; i += 4) {
@@ -180,26 +197,44 @@ static float load_weights_int8(const nv_attention *a, const attention_scratch *s
     return max * (1.0f / WEIGHT_MAX);
 }
 
-/* `attend_piece` over an int8 cache. */
-static void attend_piece_int8(const attention_scratch *s, plan_t *plan, float *values, float *max, float *sum) {
+/* Scores of a piece. */
+static void score_int8(const attention_scratch *s, plan_t *plan) {
     const span_t *now = plan->now;
     const nv_attention *a = now->a;
-    const int rows = a->num_rows, padded = a->v_stride, steps = (a->head_dim + 3) / 4;
-    const int begin = now->begin, blocks_end = now->blocks_end;
-    float factor[NV_ATTN_ROWS];
-    for (int t = begin; t < blocks_end; t += NV_BLOCK) {
+    const int words = (a->head_dim + 3) / 4;
+#ifdef NV_AMX
+    configure_attention(a->num_rows, 16);
+    score_on_tiles(s, plan, words);
+    for (int t = now->begin; t < now->blocks_end; t += NV_BLOCK) {
+        const float *k_scale = block_scales(keys_at(now, t), a->head_dim);
+        for (int r = 0; r < a->num_rows; r++)
+            for (int i = 0; i < NV_BLOCK; i += VL) {
+                float *x = s->scores + r * NV_PIECE + t + i;
+                const vi total = (vi)v_load(x) - s->row_moved[r];
+                v_store(x, __builtin_convertvector(total, vf) * (v_load(k_scale + i) * s->row_scale[r]));
+            }
+    }
+#else
+    for (int t = now->begin; t < now->blocks_end; t += NV_BLOCK) {
         ask_until(plan, ASK_KEYS, t + 2 * NV_BLOCK);
         ask_beside(plan, ASK_SCORES, NV_BLOCK);
-        scores_int8_table[rows - 1]((const int32_t *)s->q, s->row_moved, s->row_scale, keys_at(now, t), steps,
-                                    s->scores + t);
+        scores_int8_table[a->num_rows - 1]((const int32_t *)s->q, s->row_moved, s->row_scale, keys_at(now, t), words,
+                                           s->scores + t);
     }
-    softmax_rows(s, plan, max, sum);
-    for (int r = 0; r < rows; r++) {
-        ask_beside(plan, ASK_WEIGHTS, (blocks_end - begin) / rows);
-        factor[r] = load_weights_int8(a, s, r, now->base, begin, blocks_end);
-    }
+#endif
+}
+
+/* Sums of the values times whole weights, as bits of int32. */
+static void sum_int8(const attention_scratch *s, plan_t *plan, float *values) {
+    const span_t *now = plan->now;
+#ifdef NV_AMX
+    configure_attention(now->a->num_rows, NV_BLOCK / 4);
+    sum_int8_on_tiles(s, plan, values);
+    tile_done();
+#else
+    const int rows = now->a->num_rows, padded = now->a->v_stride;
     memset(values, 0, sizeof(float) * (size_t)(rows * padded));
-    for (int t = begin; t < blocks_end; t += NV_BLOCK) {
+    for (int t = now->begin; t < now->blocks_end; t += NV_BLOCK) {
         const int count = now->end - t < NV_BLOCK ? now->end - t : NV_BLOCK;
         const int32_t *weights = (const int32_t *)s->halves + t / 4 * X_WORDS;
         ask_until(plan, ASK_VALUES, t + 2 * NV_BLOCK);
@@ -207,6 +242,22 @@ static void attend_piece_int8(const attention_scratch *s, plan_t *plan, float *v
         for (int d = 0; d < padded; d += 2 * VL)
             values_int8_table[rows - 1](weights, values_at(now, t) + d * 4, padded, (count + 3) / 4, values + d);
     }
+#endif
+}
+
+/* `attend_piece` over an int8 cache. */
+static void attend_piece_int8(const attention_scratch *s, plan_t *plan, float *values, float *max, float *sum) {
+    const span_t *now = plan->now;
+    const nv_attention *a = now->a;
+    const int rows = a->num_rows, padded = a->v_stride, begin = now->begin, blocks_end = now->blocks_end;
+    float factor[ATTN_ROWS];
+    score_int8(s, plan);
+    softmax_rows(s, plan, max, sum);
+    for (int r = 0; r < rows; r++) {
+        ask_beside(plan, ASK_WEIGHTS, (blocks_end - begin) / rows);
+        factor[r] = load_weights_int8(a, s, r, now->base, begin, blocks_end);
+    }
+    sum_int8(s, plan, values);
     for (int r = 0; r < rows; r++)
         for (float *x = values + r * padded; x < values + (r + 1) * padded; x += VL)
             v_store(x, __builtin_convertvector((vi)v_load(x) - s->weight_moved[r], vf) * factor[r]);

@@ -105,6 +105,7 @@ const nv_kernels NV_LEVEL = {
     .rms_norm = rms_norm,
     .rope = rope,
     .silu_mul = silu_mul,
+    .attention_rows = ATTN_ROWS,
     .attention = attention,
     .attention_fold = attention_fold,
     .attention_part = attention_part,

@@ -13,7 +13,6 @@
 #else
 #define STRIP 6 /* 16 registers: 12 accumulators, 2 weights, 1 activation */
 #endif
-#define L2_BYTES (512 << 10)
 
 /* Rows of one strip in the form that the micro kernels read, and the tile they produce. */
 typedef struct {
@@ -49,7 +48,10 @@ typedef struct {
     }
 #define WIDE_F32(R) WIDE(f32, 0, R)
 #define WIDE_BF16(R) WIDE(bf16, 1, R)
-EACH_WIDE_ROWS(WIDE_F32) EACH_WIDE_ROWS(WIDE_BF16)
+EACH_WIDE_ROWS(WIDE_F32)
+#ifndef NV_AMX
+EACH_WIDE_ROWS(WIDE_BF16)
+#endif
 #endif
 
 static strip_t strip_f32(const nv_gemm *g, ptrdiff_t row, int rows) {
@@ -205,8 +207,12 @@ static const strip_fn strips[NV_KINDS] = {[NV_F32] = strip_f32, [NV_BF16] = stri
 #endif
 #ifdef WIDE_STRIP
 #define WIDES(T) {wide_##T##_1, wide_##T##_2}
+#ifdef NV_AMX
+static const micro_fn wides[NV_KINDS][WIDE_STRIP] = {[NV_F32] = WIDES(f32)};
+#else
 static const micro_fn wides[NV_KINDS][WIDE_STRIP] = {
     [NV_F32] = WIDES(f32), [NV_BF16] = WIDES(bf16), [NV_INT8] = WIDES(int8)};
+#endif
 #endif
 #if defined(__AVX512BF16__)
 static const int strip_is_made[NV_KINDS] = {0};
@@ -313,17 +319,64 @@ static void finish_tile(const nv_gemm *g, ptrdiff_t row, int rows, ptrdiff_t pan
 #include "gemm_amx.h"
 #endif
 
-/* Some rows times a block of panels. */
-static void gemm_strip(const nv_gemm *g, ptrdiff_t row, int rows, micro_fn micro, ptrdiff_t begin, ptrdiff_t end) {
-    const nv_linear *w = g->w;
+/* Panels [begin, end) as the micro kernels read them: from `first` on, which is panel `begin`. */
+typedef struct {
+    ptrdiff_t begin, end, panel_bytes;
+    const char *first;
+} block_t;
+
+static block_t packed_block(const nv_linear *w, ptrdiff_t begin, ptrdiff_t end) {
     const ptrdiff_t panel_bytes = w->k_padded * NV_PANEL * element_bytes[w->kind];
-    const strip_t strip = strips[w->kind](g, row, rows);
+    return (block_t){begin, end, panel_bytes, (const char *)w->weight + begin * panel_bytes};
+}
+
+/* Some rows times a block of panels. */
+static void gemm_strip(const nv_gemm *g, ptrdiff_t row, int rows, micro_fn micro, const block_t *block) {
+    const strip_t strip = strips[g->w->kind](g, row, rows);
+    const char *panel = block->first;
     float tile[STRIP * NV_PANEL] __attribute__((aligned(64)));
-    for (ptrdiff_t panel = begin; panel < end; panel++) {
-        micro(strip, (const char *)w->weight + panel * panel_bytes, w->k_padded, tile);
-        finish_tile(g, row, rows, panel, tile);
+    for (ptrdiff_t i = block->begin; i < block->end; i++, panel += block->panel_bytes) {
+        micro(strip, panel, g->w->k_padded, tile);
+        finish_tile(g, row, rows, i, tile);
     }
 }
+
+/* Rows [row, row + rows) in strips of nearly equal size: 64 are 5 x 11 + 9, not 5 x 12 + 4. */
+static void gemm_strips(const nv_gemm *g, ptrdiff_t row, ptrdiff_t rows, const micro_fn *micro, const block_t *block) {
+    const ptrdiff_t num_strips = (rows + STRIP - 1) / STRIP;
+    for (ptrdiff_t i = 0; i < num_strips; i++) {
+        const ptrdiff_t begin = rows * i / num_strips, end = rows * (i + 1) / num_strips;
+        gemm_strip(g, row + begin, (int)(end - begin), micro[end - begin - 1], block);
+    }
+}
+
+#if !defined(__AVX512BF16__) && !defined(NV_AMX)
+#define WIDENED_ROWS (2 * STRIP) /* from here on */
+
+/* A block of bfloat16 panels as floats [panels][k][NV_PANEL] behind the strip's rows in scratch: without a unit for
+ * bfloat16 each strip would widen it again, two operations for each vector. The same products in the same order. */
+static block_t widened_block(const nv_gemm *g, ptrdiff_t begin, ptrdiff_t end) {
+    const block_t packed = packed_block(g->w, begin, end);
+    const float *from = (const float *)packed.first;
+    float *to = (float *)((char *)g->scratch + nv_strip_scratch(g->w->k_padded));
+    const block_t widened = {begin, end, 2 * packed.panel_bytes, (const char *)to};
+    for (ptrdiff_t i = 0; i < (end - begin) * g->w->k_padded / 2; i++, to += NV_PANEL)
+        for (int c = 0; c < NV_PANEL; c += VL, from += VL, to += VL) {
+            const vf pair = v_load(from);
+            v_store(to, LOW(pair));
+            v_store(to + NV_PANEL, HIGH(pair));
+        }
+    return widened;
+}
+
+static void gemm_widened(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
+    const ptrdiff_t most = nv_block_panels(nv_block_bytes, g->w->k_padded * NV_PANEL * 4);
+    for (ptrdiff_t begin = panel_begin; begin < panel_end; begin += most) {
+        const block_t block = widened_block(g, begin, begin + most < panel_end ? begin + most : panel_end);
+        gemm_strips(g, 0, g->rows, micros[NV_F32], &block);
+    }
+}
+#endif
 
 static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
     const nv_linear *w = g->w;
@@ -332,30 +385,28 @@ static void gemm(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
         gemm_amx(g, panel_begin, panel_end);
         return;
     }
+#elif defined(WIDENED_ROWS)
+    if (w->kind == NV_BF16 && g->rows >= WIDENED_ROWS) {
+        gemm_widened(g, panel_begin, panel_end);
+        return;
+    }
 #endif
-    const ptrdiff_t panel_bytes = w->k_padded * NV_PANEL * element_bytes[w->kind];
-    /* A strip that is brought into a form of its own is so once for each block. */
-    const ptrdiff_t least = strip_is_made[w->kind] ? 4 : 1;
-    const ptrdiff_t block = L2_BYTES / panel_bytes > least ? L2_BYTES / panel_bytes : least;
+    /* A strip that is brought into a form of its own is so once for each block: hence 4 panels at least. */
+    const ptrdiff_t fit = nv_block_panels(nv_block_bytes, w->k_padded * NV_PANEL * element_bytes[w->kind]);
+    const ptrdiff_t most = strip_is_made[w->kind] && fit < 4 ? 4 : fit;
 #ifdef WIDE_STRIP
     const ptrdiff_t wide_rows = g->rows <= WIDE_ROWS ? g->rows : WIDE_STRIP;
 #else
     const ptrdiff_t wide_rows = 0;
 #endif
-    const ptrdiff_t rest = g->rows - wide_rows, num_strips = (rest + STRIP - 1) / STRIP;
-    for (ptrdiff_t begin = panel_begin; begin < panel_end; begin += block) {
-        const ptrdiff_t end = begin + block < panel_end ? begin + block : panel_end;
+    for (ptrdiff_t begin = panel_begin; begin < panel_end; begin += most) {
+        const block_t block = packed_block(w, begin, begin + most < panel_end ? begin + most : panel_end);
 #ifdef WIDE_STRIP
         for (ptrdiff_t row = 0; row < wide_rows; row += WIDE_STRIP) {
             const int rows = wide_rows - row < WIDE_STRIP ? (int)(wide_rows - row) : WIDE_STRIP;
-            gemm_strip(g, row, rows, wides[w->kind][rows - 1], begin, end);
+            gemm_strip(g, row, rows, wides[w->kind][rows - 1], &block);
         }
 #endif
-        for (ptrdiff_t i = 0; i < num_strips; i++) {
-            /* Strips of nearly equal size: 64 rows are 5 x 11 + 9, not 5 x 12 + 4. */
-            const ptrdiff_t row = rest * i / num_strips;
-            const int rows = (int)(rest * (i + 1) / num_strips - row);
-            gemm_strip(g, wide_rows + row, rows, micros[w->kind][rows - 1], begin, end);
-        }
+        gemm_strips(g, wide_rows, g->rows - wide_rows, micros[w->kind], &block);
     }
 }

@@ -57,7 +57,7 @@ AMX_MICRO(amx_int8, tile_dot_int8)
 static void gemm_amx(const nv_gemm *g, ptrdiff_t panel_begin, ptrdiff_t panel_end) {
     const nv_linear *w = g->w;
     const ptrdiff_t row_bytes = w->k_padded * element_bytes[w->kind], panel_bytes = row_bytes * NV_PANEL;
-    const ptrdiff_t block = L2_BYTES / panel_bytes > 1 ? L2_BYTES / panel_bytes : 1;
+    const ptrdiff_t block = nv_block_panels(nv_block_bytes, panel_bytes);
     const ptrdiff_t stride = g->ldx * element_bytes[w->kind];
     float tile[AMX_STRIP * NV_PANEL] __attribute__((aligned(64)));
     int configured = 0;

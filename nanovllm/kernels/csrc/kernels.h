@@ -16,8 +16,8 @@
 /* Attention reduces over keys in pieces of this many positions counted from position 0, whoever computes them, so that
  * a row's sum never depends on how prefill was cut or which thread came first. */
 #define NV_PIECE 512
-/* Query rows that share one pass over the keys. 8 rows x 2 vectors of scores leave room in 32 registers. */
-#define NV_ATTN_ROWS 8
+/* Query rows that share one pass over the keys: at most this many, and as many as `attention_rows` of a level says. */
+#define NV_ATTN_ROWS 16
 /* Lanes of every horizontal sum, whatever the level's vector length, so that the order of additions is one. */
 #define NV_LANES 16
 
@@ -58,7 +58,7 @@ typedef struct nv_attention {
     const ptrdiff_t *q_offset;   /* [num_rows] */
     const ptrdiff_t *out_offset; /* [num_rows] */
     const int32_t *position;     /* [num_rows] position of each row's token: it sees positions up to and including it */
-    int num_rows;                /* 1 .. NV_ATTN_ROWS */
+    int num_rows;                /* 1 .. attention_rows */
     int cache;                   /* NV_CACHE_*: what queries and softmax weights are rounded to */
     const void *k_cache;         /* this layer and KV head of block 0 */
     const void *v_cache;
@@ -71,7 +71,7 @@ typedef struct nv_attention {
     float scale;                 /* usually head_dim ** -0.5 */
     int done;                    /* so many pieces are in the rows' states already */
     float *const *state;         /* [num_rows] states, with `done` > 0 or for attention_fold */
-    float *scratch;              /* nv_attention_scratch(head_dim) floats, one for each thread */
+    float *scratch;              /* nv_attention_scratch floats, one for each thread */
     struct nv_attention *next;   /* what `attention` gets after this, or NULL: its first keys are asked for meanwhile */
     int asked;                   /* one past the positions of the first piece whose keys were asked for so; 0 at first */
 } nv_attention;
@@ -83,15 +83,17 @@ static inline size_t nv_attention_state(int head_dim) {
     return NV_STATE_VALUES + (size_t)nv_v_stride(head_dim);
 }
 
-static inline size_t nv_attention_scratch(int head_dim) {
+/* Floats of scratch for up to `rows` rows, and one block of bfloat16. */
+static inline size_t nv_attention_scratch(int rows, int head_dim) {
     size_t padded = (size_t)nv_v_stride(head_dim);
-    return NV_ATTN_ROWS * (NV_PIECE + NV_PIECE / 2 + 2 * padded + nv_attention_state(head_dim) + 3) + 64;
+    return (size_t)rows * (NV_PIECE + NV_PIECE / 2 + 2 * padded + nv_attention_state(head_dim) + 3) +
+           NV_BLOCK / 2 * padded + 64;
 }
 
 /* Floats of one piece's part: largest score and sum of each row, then the weighted values. */
-static inline size_t nv_attention_part(int head_dim) {
+static inline size_t nv_attention_part(int rows, int head_dim) {
     size_t padded = (size_t)nv_v_stride(head_dim);
-    return NV_ATTN_ROWS * (2 + padded);
+    return (size_t)rows * (2 + padded);
 }
 
 typedef struct {
@@ -103,6 +105,7 @@ typedef struct {
     void (*rope)(float *x, const float *cosines, const float *sines, ptrdiff_t dim);
     /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, float *out, ptrdiff_t n);
+    int attention_rows; /* most rows of an nv_attention */
     void (*attention)(const nv_attention *task);
     /* One whole piece that every row sees, folded into the rows' states; rows of any sequences whose block tables agree
      * on it. Pieces come in ascending order from 0; `attention` goes on from there with the same bits. */
@@ -136,11 +139,15 @@ extern const nv_kernels nv_kernels_avx512;
 extern const nv_kernels nv_kernels_avx512_bf16;
 extern const nv_kernels nv_kernels_amx;
 extern const nv_kernels nv_kernels_amx_emulated;
+extern const nv_kernels nv_kernels_amx_emulated_avx2;
 #endif
+
+/* Bytes of a block of panels: half of this machine's L2 cache, which has room for the rows and their results then. */
+extern ptrdiff_t nv_block_bytes;
 
 /* The levels that this build has and this machine can run, weakest first; ends with NULL. */
 const nv_kernels *const *nv_available_levels(void);
-/* The same, and levels that only tests want: AMX in plain C where the machine has all but the tiles. */
+/* The same, and one that only tests want: AMX with its tiles in plain C. */
 const nv_kernels *const *nv_testable_levels(void);
 
 #endif

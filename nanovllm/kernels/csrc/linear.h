@@ -70,7 +70,19 @@ typedef struct {
     void *scratch;           /* nv_gemm_scratch bytes, one for each thread */
 } nv_gemm;
 
-static inline size_t nv_gemm_scratch(ptrdiff_t k_padded) { return (size_t)NV_MAX_STRIP * (size_t)k_padded * 4 + 64; }
+/* A block of panels stays in the L2 cache while all strips of rows pass over it: at most so many bytes of it, or one panel. */
+#define NV_MOST_BLOCK_BYTES (512 << 10)
+
+static inline ptrdiff_t nv_block_panels(ptrdiff_t bytes, ptrdiff_t panel_bytes) {
+    return bytes > panel_bytes ? bytes / panel_bytes : 1;
+}
+
+/* Bytes of scratch: one strip of rows and one block of panels, both in a form that the kernel at hand wants. */
+static inline size_t nv_strip_scratch(ptrdiff_t k_padded) { return (size_t)NV_MAX_STRIP * (size_t)k_padded * 4; }
+static inline size_t nv_gemm_scratch(ptrdiff_t k_padded) {
+    const ptrdiff_t panel_bytes = k_padded * NV_PANEL * 4, panels = nv_block_panels(NV_MOST_BLOCK_BYTES, panel_bytes);
+    return nv_strip_scratch(k_padded) + (size_t)(panels * panel_bytes) + 64;
+}
 
 static inline ptrdiff_t nv_round_up(ptrdiff_t x, ptrdiff_t to) { return (x + to - 1) / to * to; }
 
