@@ -6,8 +6,6 @@
  * the values of a piece are asked for while its scores and weights are computed, and what comes after the piece while
  * its values are added up. */
 
-#define LINE 64
-
 /* What is asked for in turn: the keys of this piece as far as they were not beforehand, its values, then the keys of
  * what comes after. */
 enum { ASK_KEYS, ASK_VALUES, ASK_LATER, ASK_END };
@@ -75,12 +73,30 @@ static inline void ask_until(plan_t *p, int part, int end) {
     if (p->part == part && p->t == end) ask(p, p->lines);
 }
 
-/* Asks beside a kind of work on `positions` positions for all rows. */
-static inline void ask_beside(plan_t *p, int worth, int positions) {
+/* How many lines a kind of work on `positions` positions for all rows is worth. */
+static inline int lines_due(plan_t *p, int worth, int positions) {
     p->due += (float)(worth * positions * p->block_lines) * (0.01f / NV_BLOCK);
     const int lines = (int)p->due;
     p->due -= (float)lines;
-    ask(p, lines);
+    return lines;
+}
+
+/* Asks for them at once. */
+static inline void ask_beside(plan_t *p, int worth, int positions) { ask(p, lines_due(p, worth, positions)); }
+
+/* Has them asked for by the work's own loop of `rounds`, up to 2 in each. What is left of a block at hand goes at once. */
+static inline pace_t pace_beside(plan_t *p, int worth, int positions, int rounds) {
+    int lines = lines_due(p, worth, positions);
+    if (lines > p->lines) {
+        lines -= p->lines;
+        ask(p, p->lines);
+        if (!ask_block(p)) return (pace_t){0};
+    }
+    const int room = p->lines < 2 * rounds ? p->lines : 2 * rounds, n = lines < room ? lines : room;
+    const pace_t pace = {p->line, (int)((int64_t)n * PACE_LINE / rounds), PACE_LINE / 2};
+    p->due += (float)(lines - n);
+    p->lines -= n, p->line += n * LINE;
+    return pace;
 }
 
 /* One past the keys of what comes after that were asked for. */

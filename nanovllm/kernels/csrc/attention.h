@@ -12,21 +12,75 @@
 #define ATTN_ROWS KERNEL_ROWS
 #endif
 
+static inline int first_position(const nv_attention *a, int r) {
+    return a->window > 0 && a->position[r] >= a->window ? a->position[r] - a->window + 1 : 0;
+}
+
+/* The block of the cache that holds `position`. */
+static inline const char *block_at(const nv_attention *a, const void *cache, ptrdiff_t stride, int position) {
+    return (const char *)cache + a->block_table[position / NV_BLOCK] * stride;
+}
+
+/* The positions of a piece that a row sees, of those in [begin, end); none if first > last. */
+static inline void visible(const nv_attention *a, int r, int base, int begin, int end, int *first, int *last) {
+    *first = first_position(a, r) - base;
+    *last = a->position[r] - base;
+    *first = *first > begin ? *first : begin;
+    *last = *last < end - 1 ? *last : end - 1;
+}
+
+/* The part of one piece of positions that any row of a task sees. */
+typedef struct {
+    const nv_attention *a;
+    int base;       /* first position of the piece */
+    int begin;      /* from there on, the first block that is seen */
+    int end;        /* one past the last position that is seen */
+    int blocks_end; /* one past the last block */
+} span_t;
+
+static span_t span_of(const nv_attention *a, int piece) {
+    const int base = piece * NV_PIECE;
+    int lowest = INT32_MAX, highest = 0;
+    for (int r = 0; r < a->num_rows; r++) {
+        int first = first_position(a, r);
+        lowest = first < lowest ? first : lowest;
+        highest = a->position[r] > highest ? a->position[r] : highest;
+    }
+    const int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE;
+    return (span_t){a, base, (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK, end,
+                    (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK};
+}
+
+static inline const char *keys_at(const span_t *s, int t) {
+    return block_at(s->a, s->a->k_cache, s->a->k_block_stride, s->base + t);
+}
+
+static inline const char *values_at(const span_t *s, int t) {
+    return block_at(s->a, s->a->v_cache, s->a->v_block_stride, s->base + t);
+}
+
+#include "ask.h"
+
 /* scores[r][0:NV_BLOCK] of one block = sum over d of q[d][r] * k[d][:]; q is [head_dim][ATTN_ROWS]. */
 #define SCORES(kind, R)                                                                                       \
-    static void scores_##kind##_##R(const void *q, const void *block, int head_dim, float *scores) {          \
+    static void scores_##kind##_##R(const void *q, const void *block, int head_dim, float *scores, plan_t *plan) { \
         for (int part = 0; part < NV_BLOCK; part += 2 * VL)                                                   \
-            dot_##kind##_##R(&(dot_t){.x = q, .x_row = 1, .x_step = ATTN_ROWS,                             \
+            dot_##kind##_##R(&(dot_t){.x = q, .x_row = 1, .x_step = ATTN_ROWS,                                \
                                       .w = (const float *)block + part, .w_step = NV_BLOCK, .k = head_dim,    \
-                                      .out = scores + part, .out_row = NV_PIECE});                            \
+                                      .out = scores + part, .out_row = NV_PIECE,                              \
+                                      .pace = pace_beside(plan, ASK_SCORES, 2 * VL, ROUNDS_##kind(head_dim))}); \
     }
 
 /* out[r][0:2*VL] += sum over t of weights[r][t] * v[t][0:2*VL] over the first `count` positions. */
 #define VALUES(kind, R)                                                                                       \
-    static void values_##kind##_##R(const void *weights, const void *block, int stride, int count, float *out) { \
+    static void values_##kind##_##R(const void *weights, const void *block, int stride, int count, float *out, \
+                                    pace_t pace) {                                                            \
         dot_##kind##_##R(&(dot_t){.x = weights, .x_row = WEIGHTS_ROW_##kind, .x_step = 1, .w = block,         \
-                                  .w_step = stride, .k = count, .out = out, .out_row = stride, .accumulate = 1}); \
+                                  .w_step = stride, .k = count, .out = out, .out_row = stride, .accumulate = 1, \
+                                  .pace = pace});                                                             \
     }
+#define ROUNDS_f32(k) (k)
+#define ROUNDS_bf16(k) ((k) / 2)
 #define WEIGHTS_ROW_f32 NV_PIECE
 #if defined(__AVX512BF16__)
 #define WEIGHTS_ROW_bf16 (NV_PIECE / 2) /* pairs */
@@ -43,8 +97,8 @@
 EACH_KERNEL_ROWS(ATTN_KERNELS)
 #define ATTN_TABLE(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
 
-typedef void (*scores_fn)(const void *, const void *, int, float *);
-typedef void (*values_fn)(const void *, const void *, int, int, float *);
+typedef void (*scores_fn)(const void *, const void *, int, float *, plan_t *);
+typedef void (*values_fn)(const void *, const void *, int, int, float *, pace_t);
 #ifdef NV_AMX
 static const scores_fn scores_table[][KERNEL_ROWS] = {ATTN_TABLE(scores_f32)};
 static const values_fn values_table[][KERNEL_ROWS] = {ATTN_TABLE(values_f32)};
@@ -53,9 +107,11 @@ static const scores_fn scores_table[][KERNEL_ROWS] = {ATTN_TABLE(scores_f32), AT
 static const values_fn values_table[][KERNEL_ROWS] = {ATTN_TABLE(values_f32), ATTN_TABLE(values_bf16)};
 #endif
 
+#define PACES_OF_LANES 4 /* in the loop below, whose rounds are long */
+
 /* Turns scores[0:n] into exp(score - max) over the visible positions [first, last] and 0 elsewhere. The lane of a
  * position depends on the position alone. Returns the sum; *max is the largest visible score. */
-static float softmax_piece(float *scores, int n, int first, int last, float *max) {
+static float softmax_piece(float *scores, int n, int first, int last, float *max, pace_t pace) {
     for (int t = 0; t < first; t++) scores[t] = -INFINITY;
     for (int t = last + 1; t < n; t++) scores[t] = -INFINITY;
     vf top = v_set(-INFINITY);
@@ -63,12 +119,14 @@ static float softmax_piece(float *scores, int n, int first, int last, float *max
     float m = lanes_max(top);
     vf acc[VPL];
     for (int i = 0; i < VPL; i++) acc[i] = v_set(0);
-    for (int t = 0; t < n; t += NV_LANES)
+    for (int t = 0; t < n; t += NV_LANES) {
+        for (int i = 0; i < PACES_OF_LANES; i++) keep_pace(&pace);
         for (int i = 0; i < VPL; i++) {
             vf p = v_exp(v_load(scores + t + i * VL) - m);
             v_store(scores + t + i * VL, p);
             acc[i] += p;
         }
+    }
     *max = m;
     return lanes_sum(acc);
 }
@@ -153,55 +211,6 @@ static attention_scratch cut_scratch(const nv_attention *a) {
     return s;
 }
 
-static inline int first_position(const nv_attention *a, int r) {
-    return a->window > 0 && a->position[r] >= a->window ? a->position[r] - a->window + 1 : 0;
-}
-
-/* The block of the cache that holds `position`. */
-static inline const char *block_at(const nv_attention *a, const void *cache, ptrdiff_t stride, int position) {
-    return (const char *)cache + a->block_table[position / NV_BLOCK] * stride;
-}
-
-/* The positions of a piece that a row sees, of those in [begin, end); none if first > last. */
-static inline void visible(const nv_attention *a, int r, int base, int begin, int end, int *first, int *last) {
-    *first = first_position(a, r) - base;
-    *last = a->position[r] - base;
-    *first = *first > begin ? *first : begin;
-    *last = *last < end - 1 ? *last : end - 1;
-}
-
-/* The part of one piece of positions that any row of a task sees. */
-typedef struct {
-    const nv_attention *a;
-    int base;       /* first position of the piece */
-    int begin;      /* from there on, the first block that is seen */
-    int end;        /* one past the last position that is seen */
-    int blocks_end; /* one past the last block */
-} span_t;
-
-static span_t span_of(const nv_attention *a, int piece) {
-    const int base = piece * NV_PIECE;
-    int lowest = INT32_MAX, highest = 0;
-    for (int r = 0; r < a->num_rows; r++) {
-        int first = first_position(a, r);
-        lowest = first < lowest ? first : lowest;
-        highest = a->position[r] > highest ? a->position[r] : highest;
-    }
-    const int end = highest - base + 1 < NV_PIECE ? highest - base + 1 : NV_PIECE;
-    return (span_t){a, base, (lowest > base ? lowest - base : 0) / NV_BLOCK * NV_BLOCK, end,
-                    (end + NV_BLOCK - 1) / NV_BLOCK * NV_BLOCK};
-}
-
-static inline const char *keys_at(const span_t *s, int t) {
-    return block_at(s->a, s->a->k_cache, s->a->k_block_stride, s->base + t);
-}
-
-static inline const char *values_at(const span_t *s, int t) {
-    return block_at(s->a, s->a->v_cache, s->a->v_block_stride, s->base + t);
-}
-
-#include "ask.h"
-
 /* Scores of a piece to softmax weights; largest score and sum of each row. */
 static void softmax_rows(const attention_scratch *s, plan_t *plan, float *max, float *sum) {
     const span_t *now = plan->now;
@@ -212,11 +221,12 @@ static void softmax_rows(const attention_scratch *s, plan_t *plan, float *max, f
         visible(now->a, r, now->base, now->begin, now->blocks_end, &first, &last);
         sum[r] = 0;
         max[r] = -INFINITY;
-        ask_beside(plan, ASK_SOFTMAX, n / now->a->num_rows);
-        if (first > last)
+        if (first > last) {
             memset(scores, 0, sizeof(float) * (size_t)n);
-        else
-            sum[r] = softmax_piece(scores, n, first - now->begin, last - now->begin, &max[r]);
+            continue;
+        }
+        const pace_t pace = pace_beside(plan, ASK_SOFTMAX, n / now->a->num_rows, n / NV_LANES * PACES_OF_LANES);
+        sum[r] = softmax_piece(scores, n, first - now->begin, last - now->begin, &max[r], pace);
     }
 }
 
@@ -236,10 +246,9 @@ static void attend_piece_float(const attention_scratch *s, plan_t *plan, float *
     const int padded = a->v_stride, begin = now->begin, blocks_end = now->blocks_end;
     for (int t = begin; t < blocks_end; t += NV_BLOCK) {
         ask_until(plan, ASK_KEYS, t + 2 * NV_BLOCK);
-        ask_beside(plan, ASK_SCORES, NV_BLOCK);
         for (int r = 0; r < a->num_rows; r += KERNEL_ROWS)
             scores_table[a->cache][kernel_rows(a, r) - 1](s->q + r, keys_at(now, t), a->head_dim,
-                                                          s->scores + r * NV_PIECE + t);
+                                                          s->scores + r * NV_PIECE + t, plan);
     }
     softmax_rows(s, plan, max, sum);
     const void *weights = load_weights(a, s->scores, begin, blocks_end, s->halves);
@@ -249,13 +258,15 @@ static void attend_piece_float(const attention_scratch *s, plan_t *plan, float *
         const char *v = values_at(now, t);
         /* Slots past `highest` hold whatever an earlier sequence left; they are not read, 0 * NaN being NaN. */
         const int count = now->end - t < NV_BLOCK ? now->end - t : NV_BLOCK;
+        const int rounds = a->cache == NV_CACHE_BF16 ? (count + 1) / 2 : count;
         ask_until(plan, ASK_VALUES, t + 2 * NV_BLOCK);
-        ask_beside(plan, ASK_SUMS, NV_BLOCK);
         for (int r = 0; r < a->num_rows; r += KERNEL_ROWS)
-            for (int d = 0; d < padded; d += 2 * VL)
+            for (int d = 0; d < padded; d += 2 * VL) {
+                const pace_t pace = pace_beside(plan, ASK_SUMS, NV_BLOCK * 2 * VL / padded, rounds);
                 values_table[a->cache][kernel_rows(a, r) - 1](
                     (const char *)weights + (r * NV_PIECE + t) * weight_bytes, v + d * 4, padded, count,
-                    values + r * padded + d);
+                    values + r * padded + d, pace);
+            }
     }
 }
 

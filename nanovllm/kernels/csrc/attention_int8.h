@@ -55,15 +55,17 @@ static inline vi dot_bytes(vi acc, vi w, const int32_t *x) {
 /* scores[r][0:NV_BLOCK] of one block; q is [steps][ATTN_ROWS][X_WORDS]. */
 #define SCORES_INT8(R)                                                                                           \
     static void scores_int8_##R(const int32_t *q, const int32_t *moved, const float *scale, const char *block,   \
-                                int steps, float *scores) {                                                      \
+                                int steps, float *scores, plan_t *plan) {                                        \
         const ptrdiff_t x_row = X_WORDS;                                                                         \
         const float *k_scale = (const float *)(block + (ptrdiff_t)steps * 4 * NV_BLOCK);                         \
         for (int part = 0; part < NV_BLOCK; part += 2 * VL) {                                                    \
             const char *w = block + 4 * part;                                                                    \
             const int32_t *x = q;                                                                                \
             const vf scale0 = v_load(k_scale + part), scale1 = v_load(k_scale + part + VL);                      \
+            pace_t pace = pace_beside(plan, ASK_SCORES, 2 * VL, steps);                                          \
             ROWS_##R(INT8_CLEAR)                                                                                 \
-            for (int i = 0; i < steps; i++, x += ATTN_ROWS * X_WORDS, w += 4 * NV_BLOCK) {                    \
+            for (int i = 0; i < steps; i++, x += ATTN_ROWS * X_WORDS, w += 4 * NV_BLOCK) {                       \
+                keep_pace(&pace);                                                                                \
                 INT8_LOAD                                                                                        \
                 ROWS_##R(INT8_DOT)                                                                               \
             }                                                                                                    \
@@ -73,14 +75,16 @@ static inline vi dot_bytes(vi acc, vi w, const int32_t *x) {
 
 /* out[r][0:2*VL] += sum over t of weights[r][t] * v[t][0:2*VL], over 4 * steps positions. */
 #define VALUES_INT8(R)                                                                                           \
-    static void values_int8_##R(const int32_t *weights, const char *block, int stride, int steps, float *out) {  \
+    static void values_int8_##R(const int32_t *weights, const char *block, int stride, int steps, float *out,    \
+                                pace_t pace) {                                                                   \
         const ptrdiff_t x_row = X_PIECE;                                                                         \
         ROWS_##R(INT8_CLEAR)                                                                                     \
         for (int part = 0; part < X_PARTS; part++) {                                                             \
             const char *w = block;                                                                               \
-            const int32_t *x = weights + part * ATTN_ROWS * X_PIECE;                                          \
+            const int32_t *x = weights + part * ATTN_ROWS * X_PIECE;                                             \
             ROWS_##R(INT8_UP)                                                                                    \
             for (int i = 0; i < steps; i++, x += X_WORDS, w += 4 * stride) {                                     \
+                keep_pace(&pace);                                                                                \
                 INT8_LOAD                                                                                        \
                 ROWS_##R(INT8_DOT)                                                                               \
             }                                                                                                    \
@@ -90,8 +94,8 @@ static inline vi dot_bytes(vi acc, vi w, const int32_t *x) {
 EACH_KERNEL_ROWS(SCORES_INT8)
 EACH_KERNEL_ROWS(VALUES_INT8)
 
-typedef void (*scores_int8_fn)(const int32_t *, const int32_t *, const float *, const char *, int, float *);
-typedef void (*values_int8_fn)(const int32_t *, const char *, int, int, float *);
+typedef void (*scores_int8_fn)(const int32_t *, const int32_t *, const float *, const char *, int, float *, plan_t *);
+typedef void (*values_int8_fn)(const int32_t *, const char *, int, int, float *, pace_t);
 static const scores_int8_fn scores_int8_table[KERNEL_ROWS] = ATTN_TABLE(scores_int8);
 static const values_int8_fn values_int8_table[KERNEL_ROWS] = ATTN_TABLE(values_int8);
 #endif
@@ -165,7 +169,8 @@ static inline void put_weights(vi weights, int r, int t, int32_t *words) {
 
 /* Row r's softmax weights of the blocks [begin, end) of a piece times the values' scales, as whole numbers. Returns
  * what turns a sum of them into one of weights; NaN or infinity if a scale that the row sees is no number. */
-static float load_weights_int8(const nv_attention *a, const attention_scratch *s, int r, int base, int begin, int end) {
+static float load_weights_int8(const nv_attention *a, const attention_scratch *s, int r, int base, int begin, int end,
+                               pace_t pace) {
     float *weights = s->scores + r * NV_PIECE;
     int32_t *words = (int32_t *)s->halves;
     int first, last;
@@ -189,6 +194,7 @@ static float load_weights_int8(const nv_attention *a, const attention_scratch *s
     const float inverse = max > 1e-30f && max <= FLT_MAX ? WEIGHT_MAX / max : 0;
     vi total = {0};
     for (int t = begin; t < end; t += VL) {
+        keep_pace(&pace);
         const vi whole = (vi)(v_hold(v_load(weights + t) * inverse) + 12582912.0f) & WEIGHT_MAX; /* as in quantize */
         total += whole;
         put_weights(whole, r, t, words);
@@ -217,9 +223,8 @@ static void score_int8(const attention_scratch *s, plan_t *plan) {
 #else
     for (int t = now->begin; t < now->blocks_end; t += NV_BLOCK) {
         ask_until(plan, ASK_KEYS, t + 2 * NV_BLOCK);
-        ask_beside(plan, ASK_SCORES, NV_BLOCK);
         scores_int8_table[a->num_rows - 1]((const int32_t *)s->q, s->row_moved, s->row_scale, keys_at(now, t), words,
-                                           s->scores + t);
+                                           s->scores + t, plan);
     }
 #endif
 }
@@ -238,9 +243,10 @@ static void sum_int8(const attention_scratch *s, plan_t *plan, float *values) {
         const int count = now->end - t < NV_BLOCK ? now->end - t : NV_BLOCK;
         const int32_t *weights = (const int32_t *)s->halves + t / 4 * X_WORDS;
         ask_until(plan, ASK_VALUES, t + 2 * NV_BLOCK);
-        ask_beside(plan, ASK_SUMS, NV_BLOCK);
-        for (int d = 0; d < padded; d += 2 * VL)
-            values_int8_table[rows - 1](weights, values_at(now, t) + d * 4, padded, (count + 3) / 4, values + d);
+        for (int d = 0; d < padded; d += 2 * VL) {
+            const pace_t pace = pace_beside(plan, ASK_SUMS, NV_BLOCK * 2 * VL / padded, X_PARTS * ((count + 3) / 4));
+            values_int8_table[rows - 1](weights, values_at(now, t) + d * 4, padded, (count + 3) / 4, values + d, pace);
+        }
     }
 #endif
 }
@@ -254,8 +260,8 @@ static void attend_piece_int8(const attention_scratch *s, plan_t *plan, float *v
     score_int8(s, plan);
     softmax_rows(s, plan, max, sum);
     for (int r = 0; r < rows; r++) {
-        ask_beside(plan, ASK_WEIGHTS, (blocks_end - begin) / rows);
-        factor[r] = load_weights_int8(a, s, r, now->base, begin, blocks_end);
+        const pace_t pace = pace_beside(plan, ASK_WEIGHTS, (blocks_end - begin) / rows, (blocks_end - begin) / VL);
+        factor[r] = load_weights_int8(a, s, r, now->base, begin, blocks_end, pace);
     }
     sum_int8(s, plan, values);
     for (int r = 0; r < rows; r++)

@@ -11,6 +11,29 @@
 #define MOST_VECTORS 8 /* a panel of 32 columns in vectors of 4 */
 #define EACH_DOT_ROWS(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12)
 
+/* Lines of memory to ask for beside a loop, spread evenly over its rounds. A core has some two dozen requests under way
+ * at most, and loads that miss the first cache need one too: a burst of them would hold up the loop. */
+typedef struct {
+    const char *line; /* the next one */
+    int step;         /* lines for each round, in 1 / PACE_LINE; up to 2 of them */
+    int due;
+} pace_t;
+#define PACE_LINE 65536
+#define LINE 64
+
+INLINE void ask_if_due(pace_t *pace) {
+    if (pace->due < PACE_LINE) return;
+    __builtin_prefetch(pace->line, 0, 2);
+    pace->line += LINE;
+    pace->due -= PACE_LINE;
+}
+
+INLINE void keep_pace(pace_t *pace) {
+    pace->due += pace->step;
+    ask_if_due(pace);
+    ask_if_due(pace);
+}
+
 /* out[r][c] (+)= sum over i of x[r][i] * w[i][c], for i < k and c < 2 * VL. */
 typedef struct {
     const void *x;          /* x[r][i] at x_row * r + x_step * i, in elements or (bfloat16 units) in pairs of two i */
@@ -21,6 +44,7 @@ typedef struct {
     float *out;             /* row r at out + out_row * r */
     ptrdiff_t out_row;
     int accumulate;         /* add to out, else overwrite it */
+    pace_t pace;
 } dot_t;
 
 #define LOW(x) ((vf)((vi)(x) << 16)) /* bfloat16 is the upper half of a float */
@@ -35,7 +59,9 @@ INLINE void dot_float(int rows, int vectors, int is_bf16, const dot_t *d) {
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) acc[r][v] = d->accumulate ? v_load(d->out + r * d->out_row + v * VL) : v_set(0);
     ptrdiff_t i = 0;
+    pace_t pace = d->pace;
     for (; i + is_bf16 < d->k; i += 1 + is_bf16) {
+        keep_pace(&pace);
         const ptrdiff_t at = (is_bf16 ? i / 2 : i) * d->w_step;
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) held[v] = v_hold(v_load(w + at + v * VL));
@@ -86,8 +112,10 @@ EACH_DOT_ROWS(DOT_F32)
         const float *w = d->w;                                                                          \
         __m512bh w0, w1, pair;                                                                          \
         ptrdiff_t i = 0;                                                                                \
+        pace_t pace = d->pace;                                                                          \
         ROWS_##R(DOT_LOAD)                                                                              \
         for (; i < d->k / 2; i++) {                                                                     \
+            keep_pace(&pace);                                                                           \
             w0 = (__m512bh)v_hold(v_load(w + i * d->w_step));                                           \
             w1 = (__m512bh)v_hold(v_load(w + i * d->w_step + VL));                                      \
             ROWS_##R(DOT_STEP)                                                                          \
