@@ -10,6 +10,7 @@
 #include "pack.h"
 
 static int failures, checks;
+static const nv_kernels *twin; /* a level that must give the same bits as the one at hand, or NULL */
 
 static float noise(void) { return (float)rand() / (float)RAND_MAX * 2 - 1; }
 
@@ -31,7 +32,7 @@ static void check_gemm(const nv_kernels *k, int kind, ptrdiff_t n, ptrdiff_t dep
     nv_linear w = {.kind = kind, .n = n, .k = depth, .k_padded = nv_k_padded(kind, depth), .gated = gated};
     w.panels = (n + width - 1) / width;
     float *weight = malloc(sizeof(float) * (size_t)(all * depth)), *x = malloc(sizeof(float) * (size_t)(rows * depth));
-    float *y = calloc((size_t)(rows * n), 4), *one = calloc((size_t)n, 4), *scale = calloc((size_t)w.panels * 32, 4);
+    float *y = calloc((size_t)(rows * n), 4), *one = calloc((size_t)n, 4), *again = calloc((size_t)(rows * n), 4), *scale = calloc((size_t)w.panels * 32, 4);
     int32_t *offset = calloc((size_t)w.panels * 32, 4);
     void *packed = calloc((size_t)(w.panels * NV_PANEL * w.k_padded), 4), *temp = malloc(nv_pack_scratch(w.k_padded));
     char *in = calloc((size_t)(rows * w.k_padded), 4);
@@ -51,6 +52,11 @@ static void check_gemm(const nv_kernels *k, int kind, ptrdiff_t n, ptrdiff_t dep
     g.mode = gated ? NV_SILU_MUL : NV_STORE;
     g.scratch = malloc(nv_gemm_scratch(w.k_padded));
     k->gemm(&g, 0, w.panels);
+    if (twin) {
+        g.y = again;
+        twin->gemm(&g, 0, w.panels);
+        for (ptrdiff_t i = 0; i < rows * n; i++) expect(k->name, "gemm as its twin", y[i], again[i], 0);
+    }
     for (ptrdiff_t r = 0; r < rows; r++)
         for (ptrdiff_t c = 0; c < n; c++) {
             double sum = 0, up = 0;
@@ -64,7 +70,7 @@ static void check_gemm(const nv_kernels *k, int kind, ptrdiff_t n, ptrdiff_t dep
     g.x = in + 5 * row_bytes, g.x_scale = x_scale + 5, g.rows = 1, g.y = one;
     k->gemm(&g, 0, w.panels);
     for (ptrdiff_t c = 0; c < n; c++) expect(k->name, "one row as in a batch", one[c], y[5 * n + c], 0);
-    free(weight), free(x), free(y), free(one), free(scale), free(offset), free(packed), free(temp), free(in);
+    free(weight), free(x), free(y), free(one), free(again), free(scale), free(offset), free(packed), free(temp), free(in);
     free(g.scratch);
 }
 
@@ -136,6 +142,13 @@ static void check_attention_narrow(const nv_kernels *k, int cache, int dim, int 
     a.scratch = malloc(sizeof(float) * nv_attention_scratch(rows, dim));
     for (int r = 0; r < rows; r++) offset[r] = r * dim, position[r] = context - 1 - (rows - 1 - r) * (context - 1) / rows;
     k->attention(&a);
+    if (twin) {
+        float *again = malloc(sizeof(float) * (size_t)(rows * dim));
+        a.out = again;
+        twin->attention(&a);
+        for (int i = 0; i < rows * dim; i++) expect(k->name, "attention as its twin", out[i], again[i], 0);
+        free(again);
+    }
     for (int r = 0; r < rows; r++) {
         const int last = position[r], first = window && last >= window ? last - window + 1 : 0;
         double sum = 0;
@@ -181,6 +194,7 @@ int main(void) {
 #ifdef CHECK_AMX /* whether the CPU has it or amx_trap.c stands in for it */
     static const nv_kernels *const amx[] = {&nv_kernels_amx, NULL};
     const nv_kernels *const *levels = amx;
+    twin = &nv_kernels_amx_emulated;
 #else
     const nv_kernels *const *levels = nv_testable_levels();
 #endif

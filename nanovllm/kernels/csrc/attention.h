@@ -131,7 +131,7 @@ static float softmax_piece(float *scores, int n, int first, int last, float *max
     return lanes_sum(acc);
 }
 
-/* x[0:n] rounded to bfloat16 but kept as float, for levels that multiply in float. */
+/* Rounded as by to_bf16, but kept as float, for levels that multiply in float. */
 static inline float rounded(float x) {
     uint16_t half;
     to_bf16(&x, &half, 1, 1);
@@ -139,6 +139,14 @@ static inline float rounded(float x) {
     memcpy(&x, &bits, 4);
     return x;
 }
+
+#if !defined(__AVX512BF16__)
+static inline vf rounded_vec(vf x) {
+    const vi bits = (vi)x, is_nan = (bits & 0x7fffffff) > 0x7f800000;
+    const vi nearest = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x00400000;
+    return (vf)(((quiet & is_nan) | (nearest & ~is_nan)) & (int32_t)0xffff0000);
+}
+#endif
 
 /* Scaled queries as the score kernels read them: [head_dim][ATTN_ROWS] floats, or [head_dim / 2][ATTN_ROWS] pairs. */
 static void load_queries_float(const nv_attention *a, float *q) {
@@ -172,7 +180,10 @@ static const void *load_weights(const nv_attention *a, float *scores, int begin,
 #if defined(__AVX512BF16__)
         to_bf16(scores + r * NV_PIECE + begin, halves + r * NV_PIECE + begin, end - begin, end - begin);
 #else
-        for (int t = begin; t < end; t++) scores[r * NV_PIECE + t] = rounded(scores[r * NV_PIECE + t]);
+        for (int t = begin; t < end; t += VL) {
+            float *x = scores + r * NV_PIECE + t;
+            v_store(x, rounded_vec(v_load(x)));
+        }
 #endif
     }
 #if defined(__AVX512BF16__)

@@ -34,6 +34,11 @@ INLINE void keep_pace(pace_t *pace) {
     ask_if_due(pace);
 }
 
+/* Asks for `bytes` from `at` on, which may lie behind the end of what there is. */
+INLINE void ask_ahead(const char *at, int bytes) {
+    for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(at + i, 0, 2);
+}
+
 /* out[r][c] (+)= sum over i of x[r][i] * w[i][c], for i < k and c < 2 * VL. */
 typedef struct {
     const void *x;          /* x[r][i] at x_row * r + x_step * i, in elements or (bfloat16 units) in pairs of two i */
@@ -45,6 +50,7 @@ typedef struct {
     ptrdiff_t out_row;
     int accumulate;         /* add to out, else overwrite it */
     pace_t pace;
+    int ahead;              /* for w that is one stream: bytes from what is read to what is asked for; else 0 */
 } dot_t;
 
 #define LOW(x) ((vf)((vi)(x) << 16)) /* bfloat16 is the upper half of a float */
@@ -65,6 +71,7 @@ INLINE void dot_float(int rows, int vectors, int is_bf16, const dot_t *d) {
         const ptrdiff_t at = (is_bf16 ? i / 2 : i) * d->w_step;
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) held[v] = v_hold(v_load(w + at + v * VL));
+        if (d->ahead) ask_ahead((const char *)(w + at) + d->ahead, vectors * VL * 4);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             const vf first = v_set(x[r * d->x_row + i * d->x_step]);
