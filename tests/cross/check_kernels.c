@@ -28,7 +28,7 @@ static void fill(float *x, long n) {
 /* A packed Linear of each kind, plain, added to y, and gated, against a double sum; one row equals the same row of many. */
 static void check_gemm(const nv_kernels *k, int kind, ptrdiff_t n, ptrdiff_t depth, int gated) {
     const double tolerance[NV_KINDS] = {[NV_F32] = 1e-5, [NV_BF16] = 2e-2, [NV_INT8] = 5e-2};
-    const ptrdiff_t rows = 14, all = gated ? 2 * n : n, width = gated ? NV_PANEL / 2 : NV_PANEL;
+    const ptrdiff_t rows = 26, all = gated ? 2 * n : n, width = gated ? NV_PANEL / 2 : NV_PANEL;
     nv_linear w = {.kind = kind, .n = n, .k = depth, .k_padded = nv_k_padded(kind, depth), .gated = gated};
     w.panels = (n + width - 1) / width;
     float *weight = malloc(sizeof(float) * (size_t)(all * depth)), *x = malloc(sizeof(float) * (size_t)(rows * depth));
@@ -36,7 +36,7 @@ static void check_gemm(const nv_kernels *k, int kind, ptrdiff_t n, ptrdiff_t dep
     int32_t *offset = calloc((size_t)w.panels * 32, 4);
     void *packed = calloc((size_t)(w.panels * NV_PANEL * w.k_padded), 4), *temp = malloc(nv_pack_scratch(w.k_padded));
     char *in = calloc((size_t)(rows * w.k_padded), 4);
-    float x_scale[14];
+    float x_scale[26];
     fill(weight, all * depth);
     fill(x, rows * depth);
     const nv_source source = {weight, all, NV_SOURCE_F32};

@@ -253,7 +253,7 @@ static void gemm_strips(const nv_gemm *g, ptrdiff_t row, ptrdiff_t rows, const m
 }
 
 #if !defined(__AVX512BF16__) && !defined(NV_AMX)
-#define WIDENED_ROWS (2 * STRIP) /* from here on */
+#define WIDENED_ROWS 24 /* from here on; with fewer it costs more than it saves */
 
 /* A block of bfloat16 panels as floats [panels][k][NV_PANEL] behind the strip's rows in scratch: without a unit for
  * bfloat16 each strip would widen it again, two operations for each vector. The same products in the same order. */
